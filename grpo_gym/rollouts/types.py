@@ -1,0 +1,73 @@
+"""The small typed objects that travel from the environment to the loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(slots=True)
+class Rollout:
+    """One scored sample of the policy, as tokens: what was sampled is what is trained on.
+
+    `completion_ids`, `sampler_logprobs` and `loss_mask` have one entry per completion token.
+    `loss_mask` is 1 where the policy sampled the token and 0 where the environment wrote it
+    (tool results, later user turns). `reward` is None when the rollout could not be generated
+    or scored; `error` then says why, and the rollout never enters an advantage.
+    """
+
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    sampler_logprobs: list[float]
+    loss_mask: list[int]
+    reward: float | None
+    metrics: dict[str, float] = field(default_factory=dict)
+    policy_version: int = 0
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+    completion_text: str = ""
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether the rollout has a reward and tokens to train on."""
+        return self.reward is not None and len(self.completion_ids) > 0
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether the completion was cut by a length limit."""
+        return self.finish_reason == "length"
+
+
+@dataclass(slots=True)
+class RolloutGroup:
+    """The G rollouts of one prompt."""
+
+    example_id: int
+    task: str
+    prompt_text: str
+    answer: str
+    rollouts: list[Rollout]
+
+    @property
+    def valid_rollouts(self) -> list[Rollout]:
+        """The rollouts that were generated and scored."""
+        return [rollout for rollout in self.rollouts if rollout.is_valid]
+
+    @property
+    def has_spread(self) -> bool:
+        """Whether the rewards differ, so that the group has something to teach."""
+        rewards = {rollout.reward for rollout in self.valid_rollouts}
+        return len(rewards) > 1
+
+    def to_record(self) -> dict[str, Any]:
+        """A plain dict for logs."""
+        return {
+            "example_id": self.example_id,
+            "task": self.task,
+            "prompt": self.prompt_text,
+            "answer": self.answer,
+            "completions": [r.completion_text for r in self.rollouts],
+            "rewards": [r.reward for r in self.rollouts],
+        }
