@@ -1,0 +1,221 @@
+"""`vf-vllm`: vLLM's OpenAI-compatible server, made ready for a trainer.
+
+    vf-vllm --model Qwen/Qwen2.5-1.5B-Instruct --port 8000 --data-parallel-size 2 --enforce-eager
+
+Every flag of `vllm serve` works; the model may be given by position or by `--model`. What differs:
+- the server listens on 127.0.0.1 unless `--host` says otherwise; see `weight_transfer_guard` for who may do what;
+- weights can be updated while it runs (`weight_transfer`; NCCL on CUDA, gloo on CPU);
+- log-probabilities are those of the distribution that was sampled from (`--logprobs-mode processed_logprobs`);
+- on CPU: float32 (faster than bfloat16 without AVX512, and exact), one API process, a KV cache of a few
+  GiB instead of nearly all memory, and no pinning of threads on small machines.
+`vllm serve` itself does not start with the CPU build of vLLM (it looks for a package named "vllm").
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from grpo_gym.inference.weight_transfer_guard import GuardSettings
+
+TOKEN_VARIABLE = "VF_VLLM_TOKEN"
+PARENT_VARIABLE = "VF_VLLM_PARENT_PID"
+_EXTENSION = "grpo_gym.inference.weight_transfer.WorkerExtension"
+_MIDDLEWARE = "grpo_gym.inference.weight_transfer_guard.WeightSyncGuard"
+_GIB = 2**30
+_SMALL_MACHINE_CPUS = 8
+_PARENT_POLL_S = 2.0
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Start the server; returns when it has stopped."""
+    os.environ.setdefault("VLLM_SERVER_DEV_MODE", "1")  # opens the weight endpoints; before vLLM is imported
+    _stop_with_parent()
+    parser = make_parser()
+    args = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
+    try:
+        prepare(args, parser)
+    except ValueError as error:
+        sys.exit(f"vf-vllm: {error}")
+    serve(args)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """vLLM's own parser of `vllm serve`, with a trainer's defaults and `--weight-sync-token`."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = FlexibleArgumentParser(prog="vf-vllm", description="vLLM's server, made ready for a trainer.")
+    parser.add_argument(
+        "--weight-sync-token",
+        help=f"Token a trainer must send; default: the variable {TOKEN_VARIABLE}, or one made up and printed "
+        "when the server is bound to more than this machine.",
+    )
+    make_arg_parser(parser)
+    parser.set_defaults(
+        host="127.0.0.1",
+        logprobs_mode="processed_logprobs",
+        disable_uvicorn_access_log=True,
+        log_error_stack=False,
+    )
+    if is_cpu_platform():
+        parser.set_defaults(dtype="float32", api_server_count=1)
+    return parser
+
+
+def is_cpu_platform() -> bool:
+    """Whether this build of vLLM computes on the CPU."""
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
+
+
+def prepare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Turn parsed flags into those vLLM needs, and set the environment of its processes.
+
+    Raises:
+        ValueError: something a user has to change, in one line.
+    """
+    use_model(args)
+    check_port(args)
+    use_weight_transfer(args)
+    if is_cpu_platform():
+        for name, value in cpu_environment(args, parser.get_default("gpu_memory_utilization")).items():
+            os.environ.setdefault(name, value)
+
+
+def use_model(args: argparse.Namespace) -> None:
+    """Accept the model by position or name, and the names this package knows ("tiny").
+
+    The server answers to the name that was typed as well as to the path it stands for.
+    """
+    from grpo_gym.models import resolve_model
+
+    name = args.model_tag or args.model
+    path = str(resolve_model(name))
+    if args.served_model_name is None and path != name:
+        args.served_model_name = [name, path]
+    args.model = args.model_tag = path
+
+
+def check_port(args: argparse.Namespace) -> None:
+    """Find out now, not after the model has loaded, that the port is taken.
+
+    Raises:
+        ValueError: the address cannot be bound.
+    """
+    if args.uds:
+        return
+    family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((args.host, args.port))
+        except OSError as error:
+            raise ValueError(
+                f"cannot listen on {args.host}:{args.port} ({error.strerror}): stop what runs there or choose another --port."
+            ) from error
+
+
+def is_loopback(args: argparse.Namespace) -> bool:
+    """Whether only this machine will reach the server."""
+    return bool(args.uds) or args.host in ("localhost", "::1") or args.host.startswith("127.")
+
+
+def use_weight_transfer(args: argparse.Namespace) -> None:
+    """Switch on weight updates and the guard before them, unless the user chose their own."""
+    from vllm.config.weight_transfer import WeightTransferConfig
+
+    backend = "gloo" if is_cpu_platform() else "vf_nccl"
+    if args.weight_transfer_config is None:
+        args.weight_transfer_config = WeightTransferConfig(backend=backend)
+        args.worker_extension_cls = args.worker_extension_cls or _EXTENSION
+    else:
+        backend = _backend_name(args.weight_transfer_config)
+    state = Path(tempfile.mkdtemp(prefix="vf-vllm-"))
+    settings = GuardSettings(find_token(args), is_loopback(args), backend, str(state / "trainer"))
+    settings.to_environment()
+    args.middleware = [*args.middleware, _MIDDLEWARE]
+    args.vf_state = state
+
+
+def _backend_name(config: Any) -> str:
+    return str(config["backend"] if isinstance(config, dict) else config.backend)
+
+
+def find_token(args: argparse.Namespace) -> str | None:
+    """The token of the run: the flag, the environment, or a new one where others can reach the server."""
+    token = args.weight_sync_token or os.environ.get(TOKEN_VARIABLE)
+    if token or is_loopback(args):
+        return token or None
+    token = secrets.token_urlsafe(24)
+    print(
+        f"vf-vllm: other machines can reach {args.host}. Trainers need this server's token:\n"
+        f"  export {TOKEN_VARIABLE}={token}",
+        file=sys.stderr,
+        flush=True,
+    )
+    return token
+
+
+def cpu_environment(args: argparse.Namespace, default_utilization: float) -> dict[str, str]:
+    """Variables that make vLLM a good neighbour on a CPU; the user's own come first.
+
+    The KV cache takes an eighth of the free memory, between 1 and 8 GiB per replica, unless a flag sizes it. On
+    small machines, or with several replicas, threads are not pinned: vLLM would put them on the same cores.
+    """
+    replicas = max(1, int(args.data_parallel_size or 1)) * max(1, int(args.tensor_parallel_size or 1))
+    variables: dict[str, str] = {}
+    if args.kv_cache_memory_bytes is None and args.gpu_memory_utilization == default_utilization:
+        free_gib = psutil.virtual_memory().available // _GIB
+        variables["VLLM_CPU_KVCACHE_SPACE"] = str(min(8, max(1, free_gib // (8 * replicas))))
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if "VLLM_CPU_OMP_THREADS_BIND" not in os.environ and (cpus <= _SMALL_MACHINE_CPUS or replicas > 1):
+        variables["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        variables["OMP_NUM_THREADS"] = str(max(1, cpus // replicas))
+    return variables
+
+
+def serve(args: argparse.Namespace) -> None:
+    """Run vLLM's server in this process until it is stopped."""
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.entrypoints.launchers.cli_args import validate_parsed_serve_args
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+
+    cli_env_setup()
+    validate_parsed_serve_args(args)
+    try:
+        ServeSubcommand.cmd(args)
+    finally:
+        shutil.rmtree(args.vf_state, ignore_errors=True)
+
+
+def _stop_with_parent() -> None:
+    """When a trainer started this server, stop when it is gone, even if it was killed."""
+    parent = os.environ.pop(PARENT_VARIABLE, None)
+    if parent is None:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(_PARENT_POLL_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="vf-vllm-parent", daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""`RolloutEngine`: prompts in, scored groups out, from any Verifiers environment and any sampler.
+
+Rollouts run on an event loop in a thread of its own, so that they go on while the trainer trains.
+A rollout that failed for a reason outside the policy is tried again; if it keeps failing it stays in its
+group with `reward=None`, is counted, and is never trained on as a wrong answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import verifiers as vf
+
+from grpo_gym.inference.sampler import Sampler, SamplingParams
+from grpo_gym.rollouts.chat import ChatRenderer
+from grpo_gym.rollouts.convert import PROMPT_TOO_LONG, messages_text, rollout_from_output
+from grpo_gym.rollouts.prompts import Row
+from grpo_gym.rollouts.scoring import SCORER_ERROR_KEY, record_scorer_errors
+from grpo_gym.rollouts.token_client import TokenClient, mix_seed
+from grpo_gym.rollouts.types import Rollout, RolloutGroup
+
+T = TypeVar("T")
+
+
+@runtime_checkable
+class CountsRollouts(Protocol):
+    """A sampler that batches: it wants to know how many rollouts may still ask for tokens."""
+
+    def rollout_started(self, n: int = 1) -> None:
+        """`n` more rollouts are running."""
+        ...
+
+    def rollout_finished(self, n: int = 1) -> None:
+        """`n` rollouts will not ask any more."""
+        ...
+
+
+class RolloutEngine:
+    """Runs groups of rollouts of one environment.
+
+    Args:
+        env: any Verifiers environment (its reward functions are wrapped to tell failures from zeros).
+        sampler: where tokens come from.
+        renderer: messages to ids.
+        max_retries: how often a failed rollout is tried again.
+        max_concurrent: rollouts in flight at once.
+    """
+
+    def __init__(
+        self,
+        env: vf.Environment,
+        sampler: Sampler,
+        renderer: ChatRenderer,
+        max_retries: int = 2,
+        max_concurrent: int = 512,
+    ) -> None:
+        self.env = env
+        self.sampler = sampler
+        self.renderer = renderer
+        self.max_retries = max_retries
+        self.failures: Counter[str] = Counter()
+        self._counting = sampler if isinstance(sampler, CountsRollouts) else None
+        self._max_concurrent = max_concurrent
+        self._slots: asyncio.Semaphore | None = None
+        record_scorer_errors(env)
+        env._cleanup_handlers.append(self._rollout_ended)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
+        self._thread.start()
+
+    def submit(self, row: Row, num_generations: int, params: SamplingParams, seed: int | None) -> Future[RolloutGroup]:
+        """Start one group; the future resolves to it."""
+        return self.run(self.generate_group(row, num_generations, params, seed))
+
+    def generate(
+        self, rows: Sequence[Row], num_generations: int, params: SamplingParams, seeds: Sequence[int | None]
+    ) -> list[RolloutGroup]:
+        """Generate and score one group per row, and wait for all of them."""
+        return self.run(self._generate_all(rows, num_generations, params, seeds)).result()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine on the engine's event loop."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def close(self) -> None:
+        """Cancel what is in flight, release the sampler and stop the event loop."""
+        if not self._thread.is_alive():
+            return
+        self.run(self._shut_down()).result(timeout=30)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=30)
+
+    async def generate_group(
+        self, row: Row, num_generations: int, params: SamplingParams, seed: int | None
+    ) -> RolloutGroup:
+        """One group of `num_generations` scored rollouts of `row`."""
+        async with self._slot_semaphore(num_generations):
+            rollouts = await self._attempt(row, num_generations, params, seed)
+            for retry in range(1, self.max_retries + 1):
+                failed = [i for i, r in enumerate(rollouts) if _worth_retrying(r)]
+                if not failed:
+                    break
+                rollouts = await self._retry(row, rollouts, failed, params, _retry_seed(seed, retry))
+        self.failures.update(r.error for r in rollouts if r.error)
+        return RolloutGroup(
+            example_id=row["example_id"],
+            task=task_name(row, self.env),
+            prompt_text=messages_text(row["prompt"]),
+            answer=str(row.get("answer", "")),
+            rollouts=rollouts,
+        )
+
+    async def _generate_all(
+        self, rows: Sequence[Row], num_generations: int, params: SamplingParams, seeds: Sequence[int | None]
+    ) -> list[RolloutGroup]:
+        tasks = [
+            self.generate_group(row, num_generations, params, seed) for row, seed in zip(rows, seeds, strict=True)
+        ]
+        # All rollouts of a wave are announced before the first one asks for tokens, so that an in-process
+        # sampler sees the whole batch.
+        return list(await asyncio.gather(*tasks))
+
+    async def _attempt(self, row: Row, count: int, params: SamplingParams, seed: int | None) -> list[Rollout]:
+        client = TokenClient(self.sampler, self.renderer, params, seed)
+        inputs = [dict(row) for _ in range(count)]
+        client.num_running = count
+        if self._counting:
+            self._counting.rollout_started(count)
+        try:
+            outputs = await self.env.run_group(
+                inputs,
+                client=client,
+                model="policy",
+                sampling_args={},
+                state_columns=["trajectory", SCORER_ERROR_KEY],
+            )
+        finally:
+            if self._counting and client.num_running:
+                self._counting.rollout_finished(client.num_running)
+        version = client.min_policy_version or 0
+        return [rollout_from_output(output, version) for output in outputs]
+
+    async def _rollout_ended(self, state: vf.State) -> None:
+        """Verifiers' clean-up hook of each rollout: one conversation less that may ask for tokens."""
+        client = state["client"]
+        if self._counting and isinstance(client, TokenClient) and client.num_running:
+            client.num_running -= 1
+            self._counting.rollout_finished()
+
+    async def _retry(
+        self, row: Row, rollouts: list[Rollout], failed: list[int], params: SamplingParams, seed: int | None
+    ) -> list[Rollout]:
+        """The rollouts with the failed ones replaced; all of them anew where rewards compare the group."""
+        if self.env.requires_group_rollouts:
+            return await self._attempt(row, len(rollouts), params, seed)
+        fresh = await self._attempt(row, len(failed), params, seed)
+        replacement = dict(zip(failed, fresh, strict=True))
+        return [replacement.get(i, rollout) for i, rollout in enumerate(rollouts)]
+
+    def _slot_semaphore(self, num_generations: int) -> asyncio.Semaphore:
+        # Made inside the loop, and counted in groups: half-started groups would hold slots for nothing.
+        if self._slots is None:
+            self._slots = asyncio.Semaphore(max(1, self._max_concurrent // num_generations))
+        return self._slots
+
+    async def _shut_down(self) -> None:
+        pending = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+        await self.sampler.close()
+
+
+def task_name(row: Row, env: vf.Environment) -> str:
+    """The task a row belongs to: Reasoning Gym's `source_dataset`, else the environment's id."""
+    info = row.get("info")
+    if isinstance(info, dict) and info.get("source_dataset"):
+        return str(info["source_dataset"])
+    return env.env_id or type(env).__name__
+
+
+def _worth_retrying(rollout: Rollout) -> bool:
+    return rollout.error is not None and rollout.error != PROMPT_TOO_LONG
+
+
+def _retry_seed(seed: int | None, retry: int) -> int | None:
+    return None if seed is None else mix_seed(seed, -retry)

@@ -1,0 +1,52 @@
+"""After a weight sync: do the server's log-probs of a fixed text agree with the trainer's?
+
+Served text can look fine with stale weights (a tied LM head that kept its packed copy was off by 0.48
+nats), so a sync counts as done only when the log-probs agree.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from grpo_gym.inference.weight_sync import check_canary, server_logprobs
+from grpo_gym.training.logprobs import completion_logprobs
+from grpo_gym.training.packing import PackInput, pack_groups
+
+if TYPE_CHECKING:
+    from grpo_gym.training.trainer import GRPOTrainer
+
+_MAX_TOKENS = 64
+
+
+class Canary:
+    """Compares log-probs of the first training prompt on a server and in the trainer; called by every rank."""
+
+    def __init__(self, trainer: GRPOTrainer) -> None:
+        self._trainer = trainer
+        preflight = trainer.preflight
+        self.token_ids = preflight.renderer.prompt_ids(preflight.eval_rows[0]["prompt"])[:_MAX_TOKENS]
+        self.last_difference = 0.0
+
+    def __call__(self, url: str, model: Any) -> None:
+        """Raise `WeightSyncError` when the mean absolute difference is above `vllm_canary_tolerance`."""
+        ours = self.trainer_logprobs(model)
+        if not self._trainer.accelerator.is_main_process:
+            return
+        theirs = server_logprobs(url, self._trainer.preflight.model_name, self.token_ids)
+        self.last_difference = check_canary(theirs, ours, self._trainer.args.vllm_canary_tolerance)
+
+    @torch.no_grad()
+    def trainer_logprobs(self, model: Any) -> list[float]:
+        """Log-probs of every token after the first, at temperature 1."""
+        text = PackInput(prompt_ids=self.token_ids[:1], completions=[(0, self.token_ids[1:])])
+        (pack,) = pack_groups([text], max_tokens=len(self.token_ids), shared_prefix=False)
+        was_training = model.training
+        model.eval()
+        with self._trainer.compute_loss_context_manager():
+            logprobs, _ = completion_logprobs(
+                model, pack.to(self._trainer.args.device), temperature=1.0, chunk_size=_MAX_TOKENS
+            )
+        model.train(was_training)
+        return logprobs.tolist()

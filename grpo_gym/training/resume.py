@@ -1,0 +1,51 @@
+"""What a checkpoint holds beside transformers' own files: where the prompt stream stood, and unfinished rollouts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from grpo_gym.rollouts.source import StepRollouts
+from grpo_gym.rollouts.types import Rollout, RolloutGroup
+
+if TYPE_CHECKING:
+    from grpo_gym.training.trainer import GRPOTrainer
+
+ROLLOUT_STATE_NAME = "rollout_state.json"
+
+
+def save_rollout_state(trainer: GRPOTrainer) -> None:
+    """Write `rollout_state.json` into the newest checkpoint (rank 0)."""
+    if not trainer.args.should_save:
+        return
+    directory = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
+    state = {"stream": trainer.preflight.stream.state_dict(), "pending": None}
+    if trainer.state.global_step % trainer.args.num_iterations != 0 and trainer.last_groups is not None:
+        state["pending"] = {
+            "groups": [dataclasses.asdict(group) for group in trainer.last_groups.groups],
+            "old_logprobs": trainer.policy_loss.state_dict(),
+        }
+    (directory / ROLLOUT_STATE_NAME).write_text(json.dumps(state))
+
+
+def load_rollout_state(trainer: GRPOTrainer, checkpoint: str) -> None:
+    """Go on with the next prompt, and with rollouts that still had iterations to come.
+
+    Raises:
+        ValueError: the checkpoint was not written by this trainer.
+    """
+    path = Path(checkpoint) / ROLLOUT_STATE_NAME
+    if not path.is_file():
+        raise ValueError(f"{checkpoint} has no {ROLLOUT_STATE_NAME}: resume from a checkpoint of GRPOTrainer.")
+    state = json.loads(path.read_text())
+    trainer.preflight.stream.load_state_dict(state["stream"])
+    if state["pending"]:
+        groups = [_group(record) for record in state["pending"]["groups"]]
+        trainer.use_rollouts(StepRollouts(groups, seconds=0.0, num_prompts=len(groups)))
+        trainer.policy_loss.load_state_dict(state["pending"]["old_logprobs"], trainer.args.device)
+
+
+def _group(record: dict) -> RolloutGroup:
+    return RolloutGroup(**{**record, "rollouts": [Rollout(**rollout) for rollout in record["rollouts"]]})

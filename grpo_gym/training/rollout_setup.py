@@ -1,0 +1,73 @@
+"""Builds the rollout side of a trainer: backend, engine and orchestrator."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from grpo_gym.inference.backends import Backend, ColocatedBackend, LocalBackend, ServerBackend
+from grpo_gym.inference.colocate import ColocatedServer
+from grpo_gym.rollouts.engine import RolloutEngine
+from grpo_gym.rollouts.manager import RolloutManager
+from grpo_gym.rollouts.source import RolloutSource
+from grpo_gym.training.canary import Canary
+from grpo_gym.training.model_loading import sequence_end_ids
+
+if TYPE_CHECKING:
+    from grpo_gym.training.trainer import GRPOTrainer
+
+
+def build_rollouts(trainer: GRPOTrainer) -> RolloutManager:
+    """The rollout manager of every rank; rank 0's has the engine that runs the environment."""
+    backend = _build_backend(trainer)
+    source = None
+    if backend.sampler is not None:
+        args = trainer.args
+        engine = RolloutEngine(
+            trainer.env,
+            backend.sampler,
+            trainer.preflight.renderer,
+            max_retries=args.max_rollout_retries,
+            max_concurrent=args.max_concurrent_rollouts,
+        )
+        # A server's results depend on what else is in its batch, so seeds buy nothing there, and cost speed.
+        seeded = not args.use_vllm or args.full_determinism
+        source = RolloutSource(
+            engine,
+            trainer.preflight.stream,
+            args.batch_plan.prompts_per_step,
+            args.num_generations,
+            args.sampling_params,
+            args.seed if seeded else None,
+        )
+    return RolloutManager(backend, source)
+
+
+def _build_backend(trainer: GRPOTrainer) -> Backend:
+    args, preflight = trainer.args, trainer.preflight
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if not args.use_vllm:
+        return LocalBackend(
+            model,
+            preflight.tokenizer,
+            trainer.accelerator,
+            eos_token_ids=sequence_end_ids(model, preflight.tokenizer),
+            max_model_len=preflight.max_model_len,
+            seed=args.seed,
+        )
+    common: dict[str, Any] = {
+        "model_name": preflight.model_name,
+        "accelerator": trainer.accelerator,
+        "request_timeout": args.vllm_request_timeout,
+        "canary": Canary(trainer),
+    }
+    if args.vllm_mode == "server":
+        return ServerBackend(urls=args.server_urls, **common)
+    server = None
+    if trainer.accelerator.is_main_process:
+        server = ColocatedServer(
+            preflight.model_name,
+            gpu_memory_utilization=args.vllm_gpu_memory_utilization,
+            max_model_len=preflight.max_prompt_len + args.max_completion_length,
+        )
+        server.start(timeout=args.vllm_server_timeout)
+    return ColocatedBackend(server, urls=[server.base_url] if server else [""], **common)

@@ -1,0 +1,253 @@
+"""`GRPOTrainer`: a Verifiers environment in, a better model out.
+
+transformers' `Trainer` runs the loop, schedules, checkpoints and logs. What GRPO adds is here: where the
+rollouts of a step come from, and a `training_step` that runs its own passes over packed micro-batches, so
+that one step of the Trainer is one optimizer step, whatever its size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from typing import Any
+
+import torch
+import verifiers as vf
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+
+from grpo_gym.evaluation.accuracy import summarize
+from grpo_gym.reporting.completions import print_completions, write_completions
+from grpo_gym.reporting.progress import RolloutProgressCallback
+from grpo_gym.reporting.summary import print_evaluation, print_where_things_are
+from grpo_gym.rollouts.manager import RolloutManager
+from grpo_gym.rollouts.source import StepRollouts
+from grpo_gym.training import model_loading
+from grpo_gym.training.config import GRPOConfig
+from grpo_gym.training.metrics import MetricsBuffer, Reduction, rollout_metrics
+from grpo_gym.training.packing import PackedBatch
+from grpo_gym.training.policy_loss import PolicyLoss
+from grpo_gym.training.preflight import Preflight
+from grpo_gym.training.resume import load_rollout_state, save_rollout_state
+from grpo_gym.training.rollout_setup import build_rollouts
+from grpo_gym.training.step_batch import StepBatch, make_step_batch
+
+
+class GRPOTrainer(Trainer):
+    """Trains a causal language model on a Verifiers environment with GRPO.
+
+    Args:
+        model: a name or path, "tiny" for the embedded model, or a ready model.
+        env: any Verifiers environment.
+        args: settings; the defaults when None.
+        processing_class: the tokenizer; the model's own when None.
+        peft_config: a peft configuration, for LoRA and its kin.
+        callbacks: more transformers callbacks.
+        optimizers: ready optimizer and schedule, as in `Trainer`.
+
+    Raises:
+        ValueError: settings, data, server and model do not fit together; raised before weights are loaded.
+    """
+
+    args: GRPOConfig
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        env: vf.Environment,
+        args: GRPOConfig | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: Any | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        args = _one_batch_per_step(args or GRPOConfig())
+        self.env = env
+        self.preflight = Preflight(model, env, args, processing_class)
+        policy = model_loading.load_model(model, args)
+        model_loading.disable_dropout(policy)
+        reference = model_loading.make_reference(policy, args.beta, peft_config is not None)
+        policy = model_loading.apply_peft(policy, peft_config, args)
+        self.policy_loss = PolicyLoss(policy, reference, args)
+        self.rollouts: RolloutManager | None = None
+        self.last_groups: StepRollouts | None = None
+        self._batch: StepBatch | None = None
+        self._buffer = MetricsBuffer()
+        super().__init__(
+            model=policy,
+            args=args,
+            eval_dataset=self.preflight.eval_rows,
+            processing_class=self.preflight.tokenizer,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self.model_accepts_loss_kwargs = False
+        self._replace_progress_callbacks()
+        self._place_reference()
+
+    # ---- the hooks of transformers' Trainer -------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """Train, evaluate before and after, and save the model to `output_dir`."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
+        self.rollouts = build_rollouts(self)
+        try:
+            if resume_from_checkpoint:
+                load_rollout_state(self, resume_from_checkpoint)
+            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            if self.args.eval_on_start or self.args.do_eval:
+                self.evaluate()
+        finally:
+            self.rollouts.close()
+        self.save_model()
+        print_where_things_are(self)
+        return output
+
+    def get_train_dataloader(self) -> DataLoader:
+        """One item per optimizer step: prompts come from the prompt stream, which checkpoints know."""
+        return DataLoader(range(self.preflight.steps_per_epoch), batch_size=1, collate_fn=_step_number)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Forward and backward of one whole optimizer step; returns this rank's loss."""
+        model.train()
+        batch = self._current_batch(model)
+        start = time.perf_counter()
+        reduction = Reduction()
+        loss = self._forward_backward(model, batch, reduction)
+        self._buffer.add(reduction.reduce(self.accelerator))
+        self._log_timing(time.perf_counter() - start)
+        return loss
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Sample the fixed held-out problems with the policy as it is now; the same seeds every time."""
+        assert self.rollouts is not None
+        self.rollouts.sync(self.model_wrapped, self.state.global_step)
+        params = self.args.sampling_params
+        if self.args.eval_temperature is not None:
+            params = dataclasses.replace(params, temperature=self.args.eval_temperature)
+        groups = self.rollouts.evaluate(self.preflight.eval_rows, self.args.eval_num_samples, params)
+        metrics = summarize(groups, self.env.pass_threshold)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        if self.is_world_process_zero():
+            print_evaluation(metrics, self.state.global_step, len(groups), self.args.eval_num_samples)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what was collected since the last training log."""
+        if "loss" in logs:
+            logs = {**logs, **self._buffer.drain()}
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        save_rollout_state(self)
+
+    # ---- one optimizer step -----------------------------------------------------------------------------
+
+    def _current_batch(self, model: nn.Module) -> StepBatch:
+        """New rollouts every `num_iterations` steps, the same ones in between."""
+        if self._batch is not None and self.state.global_step % self.args.num_iterations != 0:
+            return self._batch
+        assert self.rollouts is not None
+        self.rollouts.sync(model, self.state.global_step)
+        step = self.rollouts.next_step()
+        self.use_rollouts(step)
+        self._report_rollouts(step)
+        assert self._batch is not None
+        return self._batch
+
+    def use_rollouts(self, step: StepRollouts) -> None:
+        """Train on these rollouts from now on."""
+        self.last_groups = step
+        self.policy_loss.new_rollouts()
+        self._batch = make_step_batch(
+            step.groups,
+            self.args.loss_type,
+            str(self.args.scale_rewards),
+            self.args.max_completion_length,
+            self.args.mask_truncated_completions,
+        )
+
+    def _forward_backward(self, model: nn.Module, batch: StepBatch, reduction: Reduction) -> Tensor:
+        world_size = self.accelerator.num_processes
+        packs = self.policy_loss.micro_batches(batch, self.accelerator.process_index, world_size)
+        total = torch.zeros((), device=self.args.device)
+        for index, pack in enumerate(packs):
+            is_last = index == len(packs) - 1
+            with self._gradient_sync(model, is_last), self.compute_loss_context_manager():
+                loss = self.policy_loss(model, pack, batch, reduction)
+                # DDP, ZeRO and FSDP average gradients over ranks; the loss is a sum over them.
+                self.accelerator.backward(loss * world_size)
+            total += loss.detach()
+        return total * world_size
+
+    def _gradient_sync(self, model: nn.Module, is_last: bool) -> contextlib.AbstractContextManager:
+        """Communicate gradients with the last micro-batch of the step only."""
+        self.accelerator.gradient_state._set_sync_gradients(is_last)
+        if is_last or self.is_deepspeed_enabled:
+            return contextlib.nullcontext()
+        return self.accelerator.no_sync(model)
+
+    # ---- reporting --------------------------------------------------------------------------------------
+
+    def _report_rollouts(self, step: StepRollouts) -> None:
+        self._buffer.add(rollout_metrics(step.groups))
+        if not self.is_world_process_zero() or not self.args.log_completions:
+            return
+        number = self.state.global_step
+        write_completions(self.args.output_dir, number, step.groups)
+        if self.args.num_completions_to_print and number % self.args.log_completions_steps == 0:
+            print_completions(step.groups, number, self.args.num_completions_to_print)
+
+    def _log_timing(self, train_seconds: float) -> None:
+        assert self.rollouts is not None and self.last_groups is not None
+        rollout_seconds = self.last_groups.seconds / self.args.num_iterations
+        seconds = train_seconds + rollout_seconds + self.rollouts.sync_seconds
+        tokens = self.last_groups.num_completion_tokens / self.args.num_iterations
+        self._buffer.add(
+            {
+                "time/rollout": rollout_seconds,
+                "time/train": train_seconds,
+                "time/sync": self.rollouts.sync_seconds,
+                "tokens_per_second": tokens / seconds,
+                "policy_version": float(self.rollouts.version or 0),
+                "prompts/skipped_too_long": float(self.preflight.stream.num_skipped),
+            }
+        )
+
+    # ---- construction -----------------------------------------------------------------------------------
+
+    def _replace_progress_callbacks(self) -> None:
+        for callback in (ProgressCallback, PrinterCallback):
+            self.remove_callback(callback)
+        if not self.args.disable_tqdm:
+            self.add_callback(RolloutProgressCallback())
+
+    def _place_reference(self) -> None:
+        reference = self.policy_loss.reference
+        if reference is None:
+            return
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            self.policy_loss.reference = self.accelerator.prepare_model(reference, evaluation_mode=True)
+        else:
+            reference.to(self.args.device)
+
+
+def _one_batch_per_step(args: GRPOConfig) -> GRPOConfig:
+    """The Trainer's own accumulation is off: `training_step` accumulates over packed micro-batches itself."""
+    return dataclasses.replace(args, gradient_accumulation_steps=1, completions_per_step=args.completions_per_step)
+
+
+def _step_number(items: list[int]) -> dict[str, int]:
+    return {"step_in_epoch": items[0]}

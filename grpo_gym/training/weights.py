@@ -1,0 +1,100 @@
+"""Whole weights out of a possibly sharded, possibly LoRA-adapted policy, one bucket at a time.
+
+The names are those of the plain Hugging Face checkpoint, so a server or `save_pretrained` can load them.
+Under ZeRO-3, FSDP1 and FSDP2 every rank must walk the iterator: gathering is a collective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+_WRAPPER_PARTS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+
+
+def plain_name(name: str) -> str:
+    """The checkpoint's name of a parameter, without what DDP, FSDP, compile and PEFT put around it."""
+    for part in _WRAPPER_PARTS:
+        name = name.replace(part, "")
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+def iter_full_weights(model: nn.Module, bucket_bytes: int = 64 * 2**20) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, whole tensor) of every weight of the checkpoint, LoRA deltas merged in.
+
+    At most `bucket_bytes` of gathered weights (and at least one tensor) exist at a time. Tied weights come once.
+    """
+    lora = dict(_lora_layers(model))
+    named = [(name, parameter) for name, parameter in model.named_parameters() if not _is_adapter(name)]
+    for bucket in _buckets(named, bucket_bytes):
+        adapters = [p for name, _ in bucket for p in _adapter_parameters(lora.get(_owner(name)))]
+        with _gathered([parameter for _, parameter in bucket] + adapters):
+            for name, parameter in bucket:
+                yield plain_name(name), _merged(name, _whole(parameter), lora)
+
+
+def _is_adapter(name: str) -> bool:
+    return ".lora_" in name or ".modules_to_save." in name and ".original_module." in name
+
+
+def _owner(name: str) -> str:
+    return name.removesuffix(".base_layer.weight")
+
+
+def _lora_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in model.named_modules():
+        if hasattr(module, "get_delta_weight") and hasattr(module, "active_adapters"):
+            yield name, module
+
+
+def _adapter_parameters(layer: nn.Module | None) -> Iterable[nn.Parameter]:
+    if layer is None:
+        return []
+    return [p for name, p in layer.named_parameters() if "lora_" in name]
+
+
+def _merged(name: str, weight: Tensor, lora: dict[str, nn.Module]) -> Tensor:
+    # Merged out of place: merging and unmerging in place would round the policy a little at every sync.
+    layer = lora.get(_owner(name)) if name.endswith(".base_layer.weight") else None
+    if layer is None:
+        return weight
+    for adapter in layer.active_adapters:  # type: ignore[union-attr]
+        weight = weight + layer.get_delta_weight(adapter).to(weight)  # type: ignore[operator]
+    return weight
+
+
+def _buckets(
+    named: list[tuple[str, nn.Parameter]], bucket_bytes: int
+) -> Iterator[list[tuple[str, nn.Parameter]]]:
+    bucket: list[tuple[str, nn.Parameter]] = []
+    size = 0
+    for name, parameter in named:
+        nbytes = _numel(parameter) * parameter.element_size()
+        if bucket and size + nbytes > bucket_bytes:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append((name, parameter))
+        size += nbytes
+    if bucket:
+        yield bucket
+
+
+def _numel(parameter: nn.Parameter) -> int:
+    """Elements of the whole parameter (ZeRO-3 leaves an empty one behind)."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def _gathered(parameters: list[nn.Parameter]) -> torch.autograd.grad_mode.no_grad:
+    """A context in which ZeRO-3 parameters are whole; a no-op for others."""
+    if any(hasattr(parameter, "ds_id") for parameter in parameters):
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters(parameters)
+    return torch.no_grad()
+
+
+def _whole(parameter: nn.Parameter) -> Tensor:
+    tensor = parameter.detach()
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

@@ -1,0 +1,151 @@
+"""Questions with their right answer and a worked solution that a two-million-parameter model can follow.
+
+All but the plain sums are Reasoning Gym tasks at small sizes. The worked solutions make one small step
+at a time and repeat what the next step needs, since the model has four layers and no other memory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import reasoning_gym as rg
+from reasoning_gym.arithmetic.leg_counting import ANIMALS
+
+LEG_COUNTING: dict[str, int] = {"min_animals": 1, "max_animals": 3, "min_instances": 1, "max_instances": 5}
+EVAL_SEED = 900_000_000
+EVAL_SIZE = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A question, its right answer and the steps to it."""
+
+    question: str
+    answer: str
+    steps: str
+
+
+def _count_legs(entry: dict[str, Any]) -> Problem:
+    steps, total = [], 0
+    for position, (animal, count) in enumerate(entry["metadata"]["animals"].items()):
+        legs = count * ANIMALS[animal]
+        step = f"{count} {animal}{'s' if count > 1 else ''}: {count}*{ANIMALS[animal]}={legs}"
+        if position:
+            step += f", {total}+{legs}={total + legs}"
+        total += legs
+        steps.append(step)
+    return Problem(entry["question"], entry["answer"], ". ".join(steps))
+
+
+def work_sum(expression: str) -> str:
+    """Steps of a sum of spaced terms from left to right: `98 + 93 - 77` -> `98+93=191, 191-77=114`.
+
+    Raises:
+        ValueError: the expression holds something other than integers, `+` and `-`.
+    """
+    if not re.fullmatch(r"-?\d+( [+-] \d+)*", expression):
+        raise ValueError(f"not a plain sum: {expression!r}; configure the task without * / and parentheses")
+    first, *rest = expression.split(" ")
+    total, steps = int(first), []
+    for operator, term in zip(rest[::2], rest[1::2], strict=True):
+        after = total + int(term) if operator == "+" else total - int(term)
+        steps.append(f"{total}{operator}{term}={after}")
+        total = after
+    return ", ".join(steps) or first
+
+
+def _sum_of_terms(entry: dict[str, Any]) -> Problem:
+    return Problem(entry["question"], entry["answer"], work_sum(entry["metadata"]["expression"]))
+
+
+def _count_letters(entry: dict[str, Any]) -> Problem:
+    letter = entry["metadata"]["target_letter"]
+    steps, total = [], 0
+    for word in entry["metadata"]["span"]:
+        total += word.lower().count(letter)
+        steps.append(f"{'-'.join(word)} {total}")
+    return Problem(entry["question"], entry["answer"], ", ".join(steps))
+
+
+def _spell_backward(entry: dict[str, Any]) -> Problem:
+    word = entry["metadata"]["word"]
+    return Problem(entry["question"], entry["answer"], f"{'-'.join(word)}, {'-'.join(reversed(word))}")
+
+
+def _plain_sum(rng: Random) -> Problem:
+    """A question in the style of `train_minimal.py`: `What is 17 + 25?`."""
+    terms = [str(rng.randint(1, 99)) for _ in range(rng.choice((2, 2, 3)))]
+    expression = terms[0] + "".join(f" {rng.choice('+-')} {term}" for term in terms[1:])
+    steps = work_sum(expression)
+    return Problem(f"What is {expression}?", steps.rsplit("=", 1)[-1], steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A Reasoning Gym task at one size, and how to work its entries. `weight`: share of the questions."""
+
+    task: str
+    weight: float
+    config: dict[str, Any]
+    work: Callable[[dict[str, Any]], Problem]
+
+
+_SUMS: dict[str, Any] = {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2}
+FAMILIES: tuple[Family, ...] = (
+    Family("leg_counting", 0.24, LEG_COUNTING, _count_legs),
+    Family("leg_counting", 0.40, {**LEG_COUNTING, "min_animals": 2}, _count_legs),
+    Family("chain_sum", 0.05, _SUMS, _sum_of_terms),
+    Family(
+        "basic_arithmetic",
+        0.05,
+        {
+            **_SUMS,
+            "operators": ("+", "-"),
+            "allow_parentheses": False,
+            "allow_negation": False,
+            "format_style": "natural",
+        },
+        _sum_of_terms,
+    ),
+    Family("letter_counting", 0.05, {"min_words": 1, "max_words": 3}, _count_letters),
+    Family("spell_backward", 0.05, {"min_word_len": 3, "max_word_len": 4}, _spell_backward),
+)
+PLAIN_SUM_WEIGHT = 0.16
+
+
+def held_out_leg_counting(size: int = EVAL_SIZE) -> list[Problem]:
+    """The leg_counting problems that accuracy is measured on."""
+    entries = rg.create_dataset("leg_counting", seed=EVAL_SEED, size=size, **LEG_COUNTING)
+    return [_count_legs(entry) for entry in entries]
+
+
+def _reserved_questions() -> set[str]:
+    """Held-out questions kept out of training.
+
+    One animal gives only about 200 different questions, which cannot be kept apart; two or three can.
+    """
+    return {problem.question for problem in held_out_leg_counting() if "," in problem.question.split("if")[-1]}
+
+
+def _family_problems(family: Family, count: int, seed: int) -> Iterator[Problem]:
+    # Reasoning Gym draws item i from Random(seed + i): widely spaced seeds keep the families' items apart.
+    entries = rg.create_dataset(family.task, seed=seed, size=count, **family.config)
+    return (family.work(entry) for entry in entries)
+
+
+def training_problems(count: int, seed: int) -> list[Problem]:
+    """About `count` problems of all families in random order, the same for the same seed."""
+    rng = Random(seed)
+    reserved = _reserved_questions()
+    problems: list[Problem] = []
+    for index, family in enumerate(FAMILIES):
+        family_seed = 100_000_000 + 10_000_000 * index + 1_000_000_000 * seed
+        drawn = _family_problems(family, round(count * family.weight), family_seed)
+        problems += [problem for problem in drawn if problem.question not in reserved]
+    problems += [_plain_sum(rng) for _ in range(round(count * PLAIN_SUM_WEIGHT))]
+    rng.shuffle(problems)
+    return problems
