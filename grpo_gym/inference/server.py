@@ -47,10 +47,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser()
     args = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
     try:
-        prepare(args, parser)
-    except ValueError as error:
+        state = prepare(args, parser)
+    except (ValueError, FileNotFoundError) as error:
         sys.exit(f"vf-vllm: {error}")
-    serve(args)
+    try:
+        serve(args)
+    finally:
+        shutil.rmtree(state, ignore_errors=True)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -66,6 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     make_arg_parser(parser)
     parser.set_defaults(
+        model=None,
         host="127.0.0.1",
         logprobs_mode="processed_logprobs",
         disable_uvicorn_access_log=True,
@@ -83,28 +87,37 @@ def is_cpu_platform() -> bool:
     return bool(current_platform.is_cpu())
 
 
-def prepare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+def prepare(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Path:
     """Turn parsed flags into those vLLM needs, and set the environment of its processes.
+
+    Returns:
+        A temporary folder that must live as long as the server.
 
     Raises:
         ValueError: something a user has to change, in one line.
+        FileNotFoundError: a model this package knows by name was not unpacked yet.
     """
     use_model(args)
     check_port(args)
-    use_weight_transfer(args)
     if is_cpu_platform():
         for name, value in cpu_environment(args, parser.get_default("gpu_memory_utilization")).items():
             os.environ.setdefault(name, value)
+    return use_weight_transfer(args)
 
 
 def use_model(args: argparse.Namespace) -> None:
     """Accept the model by position or name, and the names this package knows ("tiny").
 
     The server answers to the name that was typed as well as to the path it stands for.
+
+    Raises:
+        ValueError: no model was named.
     """
     from grpo_gym.models import resolve_model
 
     name = args.model_tag or args.model
+    if not name:
+        raise ValueError("which model? Give one: vf-vllm --model NAME_OR_PATH (tiny is the packaged one).")
     path = str(resolve_model(name))
     if args.served_model_name is None and path != name:
         args.served_model_name = [name, path]
@@ -135,8 +148,12 @@ def is_loopback(args: argparse.Namespace) -> bool:
     return bool(args.uds) or args.host in ("localhost", "::1") or args.host.startswith("127.")
 
 
-def use_weight_transfer(args: argparse.Namespace) -> None:
-    """Switch on weight updates and the guard before them, unless the user chose their own."""
+def use_weight_transfer(args: argparse.Namespace) -> Path:
+    """Switch on weight updates, unless the user chose their own engine, and the guard before them.
+
+    Returns:
+        The folder in which the guard keeps who holds the server.
+    """
     from vllm.config.weight_transfer import WeightTransferConfig
 
     backend = "gloo" if is_cpu_platform() else "vf_nccl"
@@ -149,7 +166,8 @@ def use_weight_transfer(args: argparse.Namespace) -> None:
     settings = GuardSettings(find_token(args), is_loopback(args), backend, str(state / "trainer"))
     settings.to_environment()
     args.middleware = [*args.middleware, _MIDDLEWARE]
-    args.vf_state = state
+    del args.weight_sync_token  # vLLM logs the flags it was given
+    return state
 
 
 def _backend_name(config: Any) -> str:
@@ -197,10 +215,7 @@ def serve(args: argparse.Namespace) -> None:
 
     cli_env_setup()
     validate_parsed_serve_args(args)
-    try:
-        ServeSubcommand.cmd(args)
-    finally:
-        shutil.rmtree(args.vf_state, ignore_errors=True)
+    ServeSubcommand.cmd(args)
 
 
 def _stop_with_parent() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,12 +12,14 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from grpo_gym.inference.sampler import SamplingParams
 from grpo_gym.training.batch_arithmetic import BatchPlan, plan_batch
-from grpo_gym.training.losses import LOSS_TYPES
+from grpo_gym.training.choices import check_choice
+from grpo_gym.training.losses import CISPO_RATIO_CAP, LOSS_TYPES, resolve_epsilon_high
+from grpo_gym.training.mismatch import MISMATCH_MODES
 
 ADVANTAGE_SCALES = ("group", "batch", "none")
-IMPORTANCE_SAMPLING_MODES = ("token_truncate", "token_mask", "sequence_mask", "none")
 VLLM_MODES = ("server", "colocate")
-LORA_SYNC_MODES = ("merge", "adapter")
+CLIP_HIGHER = 0.28
+"""DAPO's upper clip range: room for unlikely tokens to become likely."""
 
 
 def _option(default: Any, help_text: str) -> Any:
@@ -84,9 +85,11 @@ class GRPOConfig(TrainingArguments):
 
     # Advantages and loss
     loss_type: str = _option("dapo", "grpo, bnpo, dr_grpo, dapo, gspo or cispo.")
-    scale_rewards: str | bool = _option("group", "Divide advantages by the std of: group, batch, none.")
+    scale_rewards: str = _option("group", "Divide advantages by the std of: group, batch, none.")
     epsilon: float = _option(0.2, "Lower clip range of the ratio.")
-    epsilon_high: float | None = _option(0.28, "Upper clip range of the ratio; None: epsilon.")
+    epsilon_high: float | None = _option(
+        None, "Upper clip range of the ratio. None: 0.28 (clip-higher); for cispo 5.0, the cap of the ratio itself."
+    )
     delta: float | None = _option(None, "Upper clip of the ratio for negative advantages (two-sided clipping).")
     beta: float = _option(0.0, "Weight of the k3 KL to the reference model; 0 loads no reference.")
     num_iterations: int = _option(1, "Optimizer steps on each batch of rollouts.")
@@ -94,7 +97,9 @@ class GRPOConfig(TrainingArguments):
     importance_sampling_mode: str = _option(
         "token_truncate", "Sampler/trainer mismatch correction: token_truncate, token_mask, sequence_mask, none."
     )
-    importance_sampling_cap: float = _option(3.0, "Cap of the mismatch ratio.")
+    importance_sampling_cap: float | None = _option(
+        None, "Cap of the mismatch ratio. None: 3.0 by token, 1.05 for the mean ratio of sequence_mask."
+    )
 
     # Speed and memory
     max_tokens_per_micro_batch: int = _option(16384, "Token budget of one forward and backward pass.")
@@ -189,15 +194,21 @@ class GRPOConfig(TrainingArguments):
             )
 
     def _check_choices(self) -> None:
-        self.scale_rewards = {True: "group", False: "none"}.get(self.scale_rewards, self.scale_rewards)
+        # TRL also accepts True and False.
+        self.scale_rewards = {"true": "group", "false": "none"}.get(
+            str(self.scale_rewards).lower(), self.scale_rewards
+        )
         choices = {
             "loss_type": LOSS_TYPES,
             "scale_rewards": ADVANTAGE_SCALES,
-            "importance_sampling_mode": IMPORTANCE_SAMPLING_MODES,
+            "importance_sampling_mode": MISMATCH_MODES,
             "vllm_mode": VLLM_MODES,
         }
         for name, allowed in choices.items():
-            _check_choice(name, getattr(self, name), allowed)
+            check_choice(name, getattr(self, name), allowed)
+        if self.epsilon_high is None:
+            self.epsilon_high = CISPO_RATIO_CAP if self.loss_type == "cispo" else max(CLIP_HIGHER, self.epsilon)
+        resolve_epsilon_high(self.loss_type, self.epsilon, self.epsilon_high, self.delta)
 
     def _check_numbers(self) -> None:
         positive = ("max_completion_length", "num_iterations", "max_tokens_per_micro_batch", "logprob_chunk_size")
@@ -213,10 +224,3 @@ class GRPOConfig(TrainingArguments):
                 "auto_find_batch_size would break groups apart; lower max_tokens_per_micro_batch to save memory."
             )
 
-
-def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value in allowed:
-        return
-    near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.4)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}{hint}.")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from grpo_gym.training.config import GRPOConfig
 from grpo_gym.training.logprobs import completion_logprobs, install_logprob_forward, supports_shared_prefix
-from grpo_gym.training.losses import kl_k3, policy_loss
+from grpo_gym.training.losses import importance_ratio, kl_k3, kl_penalty, policy_loss
 from grpo_gym.training.metrics import Reduction
 from grpo_gym.training.mismatch import mismatch_weights
 from grpo_gym.training.packing import PackedBatch, balance_over_ranks, pack_groups, pad_packs
@@ -87,9 +87,7 @@ class PolicyLoss:
         )
         per_token = per_token * correction
         if self.args.beta != 0.0:
-            kl = kl_k3(logprobs, self._reference_logprobs(model, pack))
-            per_token = per_token + self.args.beta * kl
-            metrics.add_mean("kl", (kl.detach() * tokens.mask).sum(), tokens.mask.sum())
+            per_token = per_token + self.args.beta * self._kl(model, pack, logprobs, old, tokens.mask, metrics)
         metrics.add_mean("entropy", (entropy * tokens.mask).sum(), tokens.mask.sum())
         for each in (stats, mismatch_stats):
             each.add_to(metrics)
@@ -100,6 +98,17 @@ class PolicyLoss:
         return completion_logprobs(
             model, pack, temperature=self.args.temperature, chunk_size=self.args.logprob_chunk_size
         )
+
+    def _kl(
+        self, model: nn.Module, pack: PackedBatch, logprobs: Tensor, old: Tensor, mask: Tensor, metrics: Reduction
+    ) -> Tensor:
+        """The KL penalty of each token, [N]; its plain k3 is what the metric `kl` shows."""
+        reference = self._reference_logprobs(model, pack)
+        metrics.add_mean("kl", (kl_k3(logprobs.detach(), reference) * mask).sum(), mask.sum())
+        ratio = importance_ratio(
+            self.args.loss_type, logprobs, old, mask, pack.sequence_index, len(pack.rollout_ids)
+        )
+        return kl_penalty(logprobs, reference, ratio)
 
     def _old(self, pack: PackedBatch, logprobs: Tensor) -> Tensor:
         """Log-probs of the policy before the first update on these rollouts.

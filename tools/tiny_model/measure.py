@@ -32,7 +32,7 @@ def sample_texts(
 ) -> tuple[list[str], list[int]]:
     """One completion per prompt at temperature 1, and their lengths in tokens with the end token."""
     inputs = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
-    output = model.generate(
+    output = model.generate(  # type: ignore[misc]  # transformers annotates `self` too narrowly
         input_ids=inputs["input_ids"],
         attention_mask=inputs["attention_mask"],
         do_sample=True,

@@ -76,7 +76,7 @@ def _spell_backward(entry: dict[str, Any]) -> Problem:
     return Problem(entry["question"], entry["answer"], f"{'-'.join(word)}, {'-'.join(reversed(word))}")
 
 
-def _plain_sum(rng: Random) -> Problem:
+def plain_sum(rng: Random) -> Problem:
     """A question in the style of `train_minimal.py`: `What is 17 + 25?`."""
     terms = [str(rng.randint(1, 99)) for _ in range(rng.choice((2, 2, 3)))]
     expression = terms[0] + "".join(f" {rng.choice('+-')} {term}" for term in terms[1:])
@@ -128,7 +128,9 @@ def _reserved_questions() -> set[str]:
 
     One animal gives only about 200 different questions, which cannot be kept apart; two or three can.
     """
-    return {problem.question for problem in held_out_leg_counting() if "," in problem.question.split("if")[-1]}
+    return {
+        problem.question for problem in held_out_leg_counting() if "," in problem.question.split(" if ")[-1]
+    }
 
 
 def _family_problems(family: Family, count: int, seed: int) -> Iterator[Problem]:
@@ -146,6 +148,6 @@ def training_problems(count: int, seed: int) -> list[Problem]:
         family_seed = 100_000_000 + 10_000_000 * index + 1_000_000_000 * seed
         drawn = _family_problems(family, round(count * family.weight), family_seed)
         problems += [problem for problem in drawn if problem.question not in reserved]
-    problems += [_plain_sum(rng) for _ in range(round(count * PLAIN_SUM_WEIGHT))]
+    problems += [plain_sum(rng) for _ in range(round(count * PLAIN_SUM_WEIGHT))]
     rng.shuffle(problems)
     return problems
