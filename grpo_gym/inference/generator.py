@@ -100,9 +100,12 @@ class Sequence_:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    cached: int = 0
 
     def append(self, token: int, logprob: float, limits: Limits) -> None:
-        """Take one sampled token and see whether the completion ends with it."""
+        """Take one sampled token and see whether the completion ends with it; nothing is added after its end."""
+        if self.finish_reason is not None:
+            return
         self.tokens.append(token)
         self.logprobs.append(logprob)
         if token in limits.eos_token_ids or (self.params.stop and self._hits_stop_string(limits.decode)):
@@ -198,7 +201,11 @@ class ContinuousBatch:
         self.waiting = deque(sorted(sequences, key=_first_index_of_prompt(sequences)))
         self.running: list[Sequence_] = []
         self.prompts: list[Prompt] = []
-        self.cache = SharedPrefixCache()
+        prompts = {id(s.prompt): len(s.prompt.ids) for s in sequences}
+        longest_prompt = max(prompts.values(), default=1)
+        longest_completion = max((s.max_tokens for s in sequences), default=1)
+        self.max_rows = max_rows(len(sequences), len(prompts), longest_prompt, longest_completion, limits)
+        self.cache = SharedPrefixCache(min(self.max_rows, len(prompts)), longest_prompt)
         self.device = next(model.parameters()).device
         self._layout: RowLayout | None = None
         self._settings: RowSettings | None = None
@@ -212,9 +219,9 @@ class ContinuousBatch:
         """Admit, compute, sample one token for every running sequence, retire."""
         decoding = list(self.running)
         admitted, new_prompts = self._admit()
+        self.running += admitted
         decode_logits = self._forward(decoding, new_prompts)
         logits = self._logits(decode_logits, admitted)
-        self.running += admitted
         if admitted:
             self._layout = self._settings = None
         self._sample(logits)
@@ -225,7 +232,7 @@ class ContinuousBatch:
         admitted: list[Sequence_] = []
         new_prompts: list[Prompt] = []
         prefill_tokens = 0
-        while self.waiting and self._fits(self.waiting[0], admitted):
+        while self.waiting and len(self.running) + len(admitted) < self.max_rows:
             prompt = self.waiting[0].prompt
             if prompt.slot is None:
                 prefill_tokens += len(prompt.ids)
@@ -236,15 +243,6 @@ class ContinuousBatch:
                 new_prompts.append(prompt)
             admitted.append(self.waiting.popleft())
         return admitted, new_prompts
-
-    def _fits(self, candidate: Sequence_, admitted: list[Sequence_]) -> bool:
-        sequences = [*self.running, *admitted, candidate]
-        if len(sequences) == 1:
-            return True
-        prompts = self.prompts if candidate.prompt.slot is not None else [*self.prompts, candidate.prompt]
-        # The cache's blocks are rectangles.
-        tokens = len(sequences) * max(s.max_tokens for s in sequences) + len(prompts) * max(len(p.ids) for p in prompts)
-        return len(sequences) <= self.limits.max_batch_size and tokens <= self.limits.max_batch_tokens
 
     def _forward(self, decoding: list[Sequence_], new_prompts: list[Prompt]) -> Tensor:
         """One forward pass; the logits [len(decoding), vocab_size], and those of new prompts in `prompt.logits`."""
@@ -259,10 +257,11 @@ class ContinuousBatch:
             keep.append(len(ids) - 1)
         if not ids:
             return torch.empty(0, device=self.device)
-        self.cache.num_slots = len(self.prompts)
-        self.cache.max_rows = min(self.limits.max_batch_size, len(self.running) + len(self.waiting))
-        self.cache.plan = StepPlan([len(s.tokens) - 1 for s in decoding], self._row_layout(decoding), prefills)
+        capacity = self.max_rows if self.waiting else len(self.running)
+        self.cache.plan = StepPlan([s.cached for s in decoding], self._row_layout(decoding), prefills, capacity)
         logits = self._logits_at(ids, positions, keep)
+        for sequence in decoding:
+            sequence.cached += 1
         for prompt, row in zip(new_prompts, logits[len(decoding) :], strict=True):
             prompt.logits = row
         return logits[: len(decoding)]
@@ -307,9 +306,12 @@ class ContinuousBatch:
             sequence.append(token, logprob, self.limits)
 
     def _retire(self) -> None:
-        """Drop finished sequences, and prompts that nobody continues; the last ones move into the gaps."""
+        """Drop finished sequences, and prompts that nobody continues; the last ones move into the gaps.
+
+        Not at every end: moving costs more than to compute a few idle rows for a few steps.
+        """
         finished = [s for s in self.running if s.finish_reason is not None]
-        if not finished:
+        if len(finished) < max(1, len(self.running) // 16):
             return
         self._layout = self._settings = None
         for sequence in finished:
@@ -325,6 +327,15 @@ class ContinuousBatch:
             slots = [_slot(s.prompt) for s in decoding]
             self._layout = RowLayout.build(slots, [len(s.prompt.ids) for s in decoding], self.device)
         return self._layout
+
+
+def max_rows(num_sequences: int, num_prompts: int, longest_prompt: int, longest_completion: int, limits: Limits) -> int:
+    """How many sequences run at once: the cache's rectangles of prompts and completions keep to the limits."""
+    most = min(num_sequences, limits.max_batch_size)
+    for rows in range(most, 1, -1):
+        if rows * longest_completion + min(rows, num_prompts) * longest_prompt <= limits.max_batch_tokens:
+            return rows
+    return 1
 
 
 def _make_sequences(requests: Sequence[GenerationRequest], limits: Limits) -> list[Sequence_]:

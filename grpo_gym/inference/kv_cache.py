@@ -1,18 +1,20 @@
 """Keys and values of a batch whose rows share prompts: each prompt is stored once, each completion once.
 
-The layout is two preallocated blocks per layer, written in place:
+Per layer, preallocated and written in place:
 
-- `prompt` block `[num_slots, num_kv_heads, prompt_capacity, head_dim]`: one slot per *different* prompt;
-- `completion` block `[num_rows, num_kv_heads, completion_capacity, head_dim]`: one row per running sequence.
+- prompts `[num_slots, num_kv_heads, prompt_capacity, head_dim]`: one slot per *different* prompt;
+- completions, in chunks of positions `[num_rows, num_kv_heads, chunk_size, head_dim]`: one row per sequence.
 
-Both stay dense: a finished row or slot is overwritten by the last one, so a step reads views, never copies.
-Capacities double when they are exceeded; nothing is concatenated per step.
+Both stay dense: a finished row or slot is overwritten by the last one, so a step reads contiguous views. Chunks,
+because a longer completion then needs no copy, and because products over whole contiguous chunks are several
+times faster on CPU than over the used part of one long buffer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -25,6 +27,14 @@ class Prefill(NamedTuple):
     start: int
     length: int
     slot: int
+
+
+class Write(NamedTuple):
+    """Rows whose new token goes to the same chunk, and its position there."""
+
+    chunk: int
+    rows: Tensor | slice
+    offsets: Tensor | int
 
 
 @dataclass(frozen=True)
@@ -69,25 +79,28 @@ class StepPlan:
     """What one forward pass computes: `num_rows` decode tokens, then the packed tokens of new prompts.
 
     `counts[r]` is how many tokens of row r are cached already: the token of this step goes there.
+    `row_capacity` is the most rows that this step or a later one can have.
     """
 
     counts: Sequence[int]
     layout: RowLayout | None  # None when no row is running
     prefills: list[Prefill]
+    row_capacity: int
     _biases: dict[int | None, Tensor | None] = field(default_factory=dict)
     _counts: Tensor | None = None
+    _writes: list[Write] | None = None
 
     @property
     def num_rows(self) -> int:
         """Rows that decode one token."""
         return len(self.counts)
 
-    @property
-    def span(self) -> int:
-        """Completion positions to read: those of the longest row, this step's included."""
-        return max(self.counts) + 1
+    @cached_property
+    def chunks(self) -> list[range]:
+        """The chunks of completion positions to read, up to that of this step's token in the longest row."""
+        return chunks_covering(max(self.counts) + 1)
 
-    @property
+    @cached_property
     def equal_counts(self) -> bool:
         """Whether all rows are equally far."""
         return min(self.counts) == max(self.counts)
@@ -98,6 +111,23 @@ class StepPlan:
             self._counts = torch.tensor(self.counts, device=device)
         return self._counts
 
+    def writes(self, device: torch.device) -> list[Write]:
+        """Where the tokens of this step go: chunk, rows, positions in the chunk."""
+        if self._writes is None:
+            self._writes = self._make_writes(device)
+        return self._writes
+
+    def _make_writes(self, device: torch.device) -> list[Write]:
+        if self.equal_counts:
+            return [Write(len(self.chunks) - 1, slice(0, self.num_rows), self.counts[0] - self.chunks[-1].start)]
+        writes = []
+        for index, positions in enumerate(self.chunks):
+            rows = [row for row, count in enumerate(self.counts) if count in positions]
+            if rows:
+                offsets = [self.counts[row] - positions.start for row in rows]
+                writes.append(Write(index, torch.tensor(rows, device=device), torch.tensor(offsets, device=device)))
+        return writes
+
     def bias(self, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor | None:
         """What to add to the scores `[num_rows, ..., prompt + completion positions]`; None when all are visible."""
         if window not in self._biases:
@@ -107,134 +137,119 @@ class StepPlan:
     def _make_bias(self, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor | None:
         layout = self.layout
         assert layout is not None
-        longest = layout.max_prompt_length + self.span
-        if layout.equal_prompt_lengths and self.equal_counts and (window is None or longest <= window):
+        positions = self.chunks[-1].stop
+        full = layout.equal_prompt_lengths and min(self.counts) + 1 == positions
+        if full and (window is None or layout.max_prompt_length + positions <= window):
             return None
         counts, lengths = self.counts_tensor(device)[:, None], layout.prompt_lengths[:, None]
         prompt = torch.arange(layout.max_prompt_length, device=device)
-        completion = torch.arange(self.span, device=device)
+        completion = torch.arange(positions, device=device)
         visible = torch.cat([prompt < lengths, completion <= counts], dim=1)
         if window is not None:
-            distance = torch.cat([lengths + counts - prompt, counts - completion], dim=1)
-            visible &= distance < window
+            visible &= torch.cat([lengths + counts - prompt, counts - completion], dim=1) < window
         bias = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, -torch.inf)
         return bias[:, None, None, :]
 
 
-class Block:
-    """One growing buffer `[entries, num_kv_heads, positions, head_dim]` of keys or values."""
-
-    def __init__(self) -> None:
-        self.data: Tensor | None = None
-
-    def reserve(self, entries: int, positions: int, like: Tensor) -> Tensor:
-        """The buffer, grown (by doubling) to hold `entries` x `positions`; `like` is `[num_kv_heads, _, head_dim]`."""
-        old = self.data
-        if old is not None and old.shape[0] >= entries and old.shape[2] >= positions:
-            return old
-        if old is not None:
-            entries = _grown(old.shape[0], entries)
-            positions = _grown(old.shape[2], positions)
-        # Zeros, not garbage: hidden positions have weight 0, and 0 times a stray NaN would be NaN.
-        self.data = like.new_zeros(entries, like.shape[0], positions, like.shape[2])
-        if old is not None:
-            self.data[: old.shape[0], :, : old.shape[2]] = old
-        return self.data
-
-    def move(self, sources: Tensor, destinations: Tensor) -> None:
-        """Overwrite entries `destinations` by entries `sources` (both int64 [n])."""
-        if self.data is not None:
-            self.data[destinations] = self.data[sources]
-
-
-def _grown(current: int, needed: int) -> int:
-    return current if needed <= current else max(needed, 2 * current)
+def chunks_covering(positions: int) -> list[range]:
+    """Consecutive chunks that cover `positions`: 16 long at first, later a quarter of what lies before them at most."""
+    chunks, start = [], 0
+    while start < positions:
+        size = 16 * max(1, start // 64)
+        chunks.append(range(start, start + size))
+        start += size
+    return chunks
 
 
 class LayerCache:
-    """Keys and values of one attention layer."""
+    """Keys and values of one attention layer; made with the shapes of its first tokens.
 
-    def __init__(self) -> None:
-        self.prompt_keys, self.prompt_values = Block(), Block()
-        self.completion_keys, self.completion_values = Block(), Block()
+    Args:
+        keys: any `[num_kv_heads, _, head_dim]` of the layer; values alike (their head_dim may differ).
+        max_slots, max_prompt_length: capacity for prompts.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, max_slots: int, max_prompt_length: int) -> None:
+        # Zeros, not garbage, everywhere: hidden positions have weight 0, and 0 times a stray NaN would be NaN.
+        self.prompts = [_zeros(x, max_slots, max_prompt_length) for x in (keys, values)]
+        self.completions: list[list[Tensor]] = [[], []]
+
+    def write_prompt(self, prefill: Prefill, keys: Tensor, values: Tensor) -> None:
+        """Store one new prompt: keys and values `[num_kv_heads, length, head_dim]`."""
+        for buffer, new in zip(self.prompts, (keys, values), strict=True):
+            buffer[prefill.slot, :, : prefill.length] = new
+
+    def write_completions(self, plan: StepPlan, keys: Tensor, values: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Store this step's tokens; return all chunks up to them.
+
+        Args:
+            keys, values: `[num_kv_heads, num_rows, head_dim]`.
+
+        Returns:
+            Keys and values, each as contiguous views `[num_rows, num_kv_heads, chunk_size, head_dim]`.
+        """
+        return self._append(plan, 0, keys), self._append(plan, 1, values)
+
+    def read_prompts(self, plan: StepPlan) -> tuple[Tensor, Tensor]:
+        """Keys and values of the slots in use, `[num_slots, num_kv_heads, longest_prompt, head_dim]`."""
+        assert plan.layout is not None
+        slots, length = plan.layout.grid.shape[0], plan.layout.max_prompt_length
+        keys, values = (buffer[:slots, :, :length] for buffer in self.prompts)
+        return keys, values
+
+    def move_rows(self, sources: Tensor, destinations: Tensor) -> None:
+        """Put the completions of rows `sources` in the places of `destinations` (int64 [n])."""
+        for chunk in (*self.completions[0], *self.completions[1]):
+            chunk[destinations] = chunk[sources]
+
+    def move_slots(self, sources: Tensor, destinations: Tensor) -> None:
+        """Put the prompts of slots `sources` in the places of `destinations` (int64 [n])."""
+        for buffer in self.prompts:
+            buffer[destinations] = buffer[sources]
+
+    def _append(self, plan: StepPlan, which: int, new: Tensor) -> list[Tensor]:
+        chunks = self.completions[which]
+        for positions in plan.chunks[len(chunks) :]:
+            chunks.append(_zeros(new, plan.row_capacity, len(positions)))
+        by_row = new.transpose(0, 1)
+        for index, rows, offsets in plan.writes(new.device):
+            chunks[index][rows, :, offsets] = by_row[rows]
+        return [chunk[: plan.num_rows] for chunk in chunks[: len(plan.chunks)]]
+
+
+def _zeros(like: Tensor, entries: int, positions: int) -> Tensor:
+    return like.new_zeros(entries, like.shape[0], positions, like.shape[2])
 
 
 class SharedPrefixCache:
     """The cache of all layers, and the plan of the step that is being computed.
 
     Args:
-        initial_positions: completion positions allocated at first; doubled when needed.
+        max_slots: most different prompts at once.
+        max_prompt_length: the longest prompt, in tokens.
     """
 
-    def __init__(self, initial_positions: int = 64) -> None:
-        self.initial_positions = initial_positions
+    def __init__(self, max_slots: int, max_prompt_length: int) -> None:
+        self.max_slots, self.max_prompt_length = max_slots, max_prompt_length
         self.layers: dict[int, LayerCache] = {}
         self.plan: StepPlan | None = None
-        self.num_slots = 0
-        self.max_rows = 0
 
-    def layer(self, index: int) -> LayerCache:
-        """The cache of layer `index`."""
-        return self.layers.setdefault(index, LayerCache())
-
-    def write_completions(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store this step's tokens and return all completion keys and values up to them.
-
-        Args:
-            index: the layer.
-            keys: `[num_kv_heads, num_rows, head_dim]`; values alike (their head_dim may differ).
-
-        Returns:
-            Views `[num_rows, num_kv_heads, span, head_dim]`.
-        """
-        layer = self.layer(index)
-        return self._append(layer.completion_keys, keys), self._append(layer.completion_values, values)
-
-    def write_prompt(self, index: int, prefill: Prefill, keys: Tensor, values: Tensor) -> None:
-        """Store one new prompt: keys and values `[num_kv_heads, length, head_dim]`."""
-        layer = self.layer(index)
-        for block, new in ((layer.prompt_keys, keys), (layer.prompt_values, values)):
-            data = block.reserve(max(self.num_slots, prefill.slot + 1), prefill.length, new)
-            data[prefill.slot, :, : prefill.length] = new
-
-    def prompts(self, index: int) -> tuple[Tensor, Tensor]:
-        """Views `[num_slots_in_use, num_kv_heads, max_prompt_length, head_dim]` of keys and values."""
-        layer, plan = self.layer(index), self.plan
-        assert plan is not None
-        assert plan.layout is not None
-        keys, values = layer.prompt_keys.data, layer.prompt_values.data
-        assert keys is not None
-        assert values is not None
-        slots, length = plan.layout.grid.shape[0], plan.layout.max_prompt_length
-        return keys[:slots, :, :length], values[:slots, :, :length]
+    def layer(self, index: int, keys: Tensor, values: Tensor) -> LayerCache:
+        """The cache of layer `index`; its first keys and values say which shapes to allocate."""
+        if index not in self.layers:
+            self.layers[index] = LayerCache(keys, values, self.max_slots, self.max_prompt_length)
+        return self.layers[index]
 
     def move_rows(self, sources: list[int], destinations: list[int], device: torch.device) -> None:
         """Put the completions of rows `sources` in the places of finished rows `destinations`."""
-        blocks = [b for layer in self.layers.values() for b in (layer.completion_keys, layer.completion_values)]
-        _move(blocks, sources, destinations, device)
+        if sources:
+            moved = torch.tensor(sources, device=device), torch.tensor(destinations, device=device)
+            for layer in self.layers.values():
+                layer.move_rows(*moved)
 
     def move_slots(self, sources: list[int], destinations: list[int], device: torch.device) -> None:
         """Put the prompts of slots `sources` in the places of unused slots `destinations`."""
-        blocks = [b for layer in self.layers.values() for b in (layer.prompt_keys, layer.prompt_values)]
-        _move(blocks, sources, destinations, device)
-
-    def _append(self, block: Block, new: Tensor) -> Tensor:
-        plan = self.plan
-        assert plan is not None
-        positions = plan.span if block.data is not None else max(plan.span, self.initial_positions)
-        data = block.reserve(max(plan.num_rows, self.max_rows), positions, new)
-        rows = plan.num_rows
-        if plan.equal_counts:
-            data[:rows, :, plan.counts[0]] = new.transpose(0, 1)
-        else:
-            counts = plan.counts_tensor(new.device)
-            data[torch.arange(rows, device=new.device), :, counts] = new.transpose(0, 1)
-        return data[:rows, :, : plan.span]
-
-
-def _move(blocks: list[Block], sources: list[int], destinations: list[int], device: torch.device) -> None:
-    if not sources:
-        return
-    source, destination = torch.tensor(sources, device=device), torch.tensor(destinations, device=device)
-    for block in blocks:
-        block.move(source, destination)
+        if sources:
+            moved = torch.tensor(sources, device=device), torch.tensor(destinations, device=device)
+            for layer in self.layers.values():
+                layer.move_slots(*moved)

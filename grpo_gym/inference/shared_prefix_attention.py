@@ -65,39 +65,43 @@ def shared_prefix_attention(
         outputs.append(_decode(q[:, rows], k[:, rows], v[:, rows], kv_cache, layer, sliding_window, softcap))
     for prefill in plan.prefills:
         tokens = slice(prefill.start, prefill.start + prefill.length)
-        kv_cache.write_prompt(layer, prefill, k[:, tokens], v[:, tokens])
+        kv_cache.layer(layer, k, v).write_prompt(prefill, k[:, tokens], v[:, tokens])
         outputs.append(_prefill(q[:, tokens], k[:, tokens], v[:, tokens], sliding_window, softcap))
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).unsqueeze(0), None
 
 
 def _decode(
-    q: Tensor, k: Tensor, v: Tensor, cache: SharedPrefixCache, layer: int, window: int | None, softcap: float | None
+    q: Tensor, k: Tensor, v: Tensor, cache: SharedPrefixCache, layer_index: int, window: int | None, softcap: float | None
 ) -> Tensor:
     """One token per row: scaled q `[H, R, D]`, k and v `[H_kv, R, D]` -> `[R, H, D_v]`."""
     plan = cache.plan
     assert plan is not None
-    own_keys, own_values = cache.write_completions(layer, k, v)
-    prompt_keys, prompt_values = cache.prompts(layer)
-    heads_kv, rows = k.shape[0], plan.num_rows
+    layer = cache.layer(layer_index, k, v)
+    own_keys, own_values = layer.write_completions(plan, k, v)
+    prompt_keys, prompt_values = layer.read_prompts(plan)
+    rows, heads_kv = plan.num_rows, k.shape[0]
     q = q.transpose(0, 1).reshape(rows, heads_kv, -1, q.shape[-1])
-    own = torch.matmul(q, own_keys.transpose(2, 3))
     shared = _from_grid(torch.matmul(_to_grid(q, plan), prompt_keys.transpose(2, 3)), plan, q.shape[2])
-    scores = _softcapped(torch.cat([shared, own], dim=-1), softcap)
+    own = [torch.matmul(q, chunk.transpose(2, 3)) for chunk in own_keys]
+    scores = _softcapped(torch.cat([shared, *own], dim=-1), softcap)
     bias = plan.bias(window, scores.dtype, scores.device)
     if bias is not None:
         scores += bias
     weights = torch.softmax(scores, dim=-1)
     split = prompt_keys.shape[2]
-    output = torch.matmul(weights[..., split:], own_values)
-    output += _from_grid(torch.matmul(_to_grid(weights[..., :split], plan), prompt_values), plan, q.shape[2])
-    return output.reshape(rows, -1, v.shape[-1])
+    output = _from_grid(torch.matmul(_to_grid(weights[..., :split], plan), prompt_values), plan, q.shape[2])
+    output = output.reshape(rows * heads_kv, -1, v.shape[-1])
+    own_weights = weights.view(*output.shape[:2], -1)[..., split:]
+    for positions, chunk in zip(plan.chunks, own_values, strict=True):
+        output.baddbmm_(own_weights[..., positions.start : positions.stop], chunk.flatten(0, 1))
+    return output.view(rows, -1, v.shape[-1])
 
 
 def _to_grid(x: Tensor, plan: StepPlan) -> Tensor:
     """Rows `[R, H_kv, n, X]` -> their groups `[slots, H_kv, members * n, X]`."""
     assert plan.layout is not None
     grid = plan.layout.grid
-    gathered = x.view(*grid.shape, *x.shape[1:]) if plan.layout.is_regular and x.is_contiguous() else x[grid]
+    gathered = x.unflatten(0, tuple(grid.shape)) if plan.layout.is_regular else x[grid]
     return gathered.transpose(1, 2).reshape(grid.shape[0], x.shape[1], -1, x.shape[-1])
 
 

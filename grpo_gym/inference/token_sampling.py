@@ -93,8 +93,9 @@ def _inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
     # the rest of sampling together.
     rows, vocab_size = probs.shape
     width = math.isqrt(vocab_size - 1) + 1 if vocab_size > 1 else 1
-    blocks = torch.nn.functional.pad(probs, (0, -vocab_size % width)).view(rows, -1, width)
-    masses = blocks.sum(dim=-1, dtype=torch.float64)
+    padding = -vocab_size % width
+    blocks = (torch.nn.functional.pad(probs, (0, padding)) if padding else probs).view(rows, -1, width)
+    masses = blocks.sum(dim=-1).double()
     cumulative = masses.cumsum(dim=-1)
     target = (uniforms * cumulative[:, -1])[:, None]
     block = _first_above(cumulative, target)

@@ -43,7 +43,8 @@ class RolloutManager:
 
     def next_step(self) -> StepRollouts:
         """The groups of the next optimizer step."""
-        return self._on_rank_zero(lambda source: source.next_step())
+        version = self.version or 0
+        return self._on_rank_zero(lambda source: source.next_step(version))
 
     def evaluate(self, rows: Sequence[Row], num_samples: int, params: SamplingParams) -> list[RolloutGroup]:
         """Groups for fixed problems."""

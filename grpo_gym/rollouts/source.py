@@ -15,59 +15,102 @@ from grpo_gym.rollouts.types import RolloutGroup
 
 @dataclass(slots=True)
 class StepRollouts:
-    """The groups of one optimizer step and what it took to get them."""
+    """The groups of one optimizer step and what it took to get them.
+
+    Attributes:
+        groups: what is trained on.
+        seconds: how long the trainer waited for them.
+        num_generated: groups generated, with those that were then left out.
+        num_uninformative: generated groups whose rewards are all equal.
+        num_stale: groups dropped because the policy had moved on too far.
+    """
 
     groups: list[RolloutGroup]
     seconds: float
-    num_prompts: int
+    num_generated: int
+    num_uninformative: int = 0
+    num_stale: int = 0
 
     @property
     def num_completion_tokens(self) -> int:
         """Sampled tokens of the step's rollouts."""
         return sum(sum(r.loss_mask) for group in self.groups for r in group.rollouts)
 
+    def metrics(self) -> dict[str, float]:
+        """What was left out on the way to the step."""
+        generated = max(1, self.num_generated)
+        return {
+            "informative_fraction": 1.0 - self.num_uninformative / generated,
+            "rollouts/groups_generated": float(self.num_generated),
+            "rollouts/groups_stale": float(self.num_stale),
+        }
 
-class RolloutSource:
-    """Makes the groups of each step from a stream of prompts.
 
-    Args:
-        engine: runs the rollouts.
-        stream: prompts in order.
+@dataclass(frozen=True, slots=True)
+class SourceSettings:
+    """What a step is made of.
+
+    Attributes:
         prompts_per_step: groups of one optimizer step.
         num_generations: completions per prompt.
         params: how to sample.
         seed: rollouts of ticket t are seeded with `mix_seed(seed, t)`; None leaves them unseeded.
+        filter_zero_variance: leave out groups whose rewards are all equal and draw fresh prompts instead.
+        max_refill: at most `max_refill * prompts_per_step` fresh prompts per step; then the step is filled
+            with uninformative groups, so that it always ends and always has the same size.
+        max_staleness: how many versions old a group's policy may be; 0 is strictly on-policy.
     """
 
-    def __init__(
-        self,
-        engine: RolloutEngine,
-        stream: PromptStream,
-        prompts_per_step: int,
-        num_generations: int,
-        params: SamplingParams,
-        seed: int | None,
-    ) -> None:
+    prompts_per_step: int
+    num_generations: int
+    params: SamplingParams
+    seed: int | None
+    filter_zero_variance: bool = False
+    max_refill: float = 2.0
+    max_staleness: int = 0
+
+    @property
+    def max_generated(self) -> int:
+        """Groups that may be generated for one step."""
+        extra = int(self.max_refill * self.prompts_per_step) if self.filter_zero_variance else 0
+        return self.prompts_per_step + extra
+
+
+class RolloutSource:
+    """Strictly on-policy: the groups of a step are generated when the step asks for them."""
+
+    def __init__(self, engine: RolloutEngine, stream: PromptStream, settings: SourceSettings) -> None:
         self.engine = engine
         self.stream = stream
-        self.prompts_per_step = prompts_per_step
-        self.num_generations = num_generations
-        self.params = params
-        self.seed = seed
+        self.settings = settings
 
-    def next_step(self) -> StepRollouts:
+    def next_step(self, version: int) -> StepRollouts:
         """Generate the groups of the next optimizer step with the current policy.
+
+        Args:
+            version: the policy version the trainer is at.
 
         Raises:
             RuntimeError: not one rollout of the step could be generated and scored.
         """
         start = time.perf_counter()
-        drawn = [next(self.stream) for _ in range(self.prompts_per_step)]
-        groups = self.engine.generate(
-            [row for _, row in drawn], self.num_generations, self.params, [self._seed(t) for t, _ in drawn]
-        )
+        wanted, limit = self.settings.prompts_per_step, self.settings.max_generated
+        kept: list[RolloutGroup] = []
+        spare: list[RolloutGroup] = []
+        while len(kept) < wanted and len(kept) + len(spare) < limit:
+            count = min(wanted - len(kept), limit - len(kept) - len(spare))
+            for group in self._generate(count):
+                informative = group.has_spread or not self.settings.filter_zero_variance
+                (kept if informative else spare).append(group)
+        groups = kept + spare[: wanted - len(kept)]
+        generated = kept + spare
         check_some_rollout_is_valid(groups)
-        return StepRollouts(groups, time.perf_counter() - start, len(drawn))
+        return StepRollouts(
+            groups,
+            time.perf_counter() - start,
+            num_generated=len(generated),
+            num_uninformative=sum(not group.has_spread for group in generated),
+        )
 
     def evaluate(self, rows: Sequence[Row], num_samples: int, params: SamplingParams) -> list[RolloutGroup]:
         """Sample fixed problems with fixed seeds: two evaluations differ by the policy alone."""
@@ -75,8 +118,25 @@ class RolloutSource:
         seeds = [self._seed(-1 - index) for index in range(len(rows))]
         return self.engine.generate(rows, num_samples, params, seeds)
 
+    def state_dict(self) -> dict[str, object]:
+        """What a checkpoint needs to go on with the very next prompt."""
+        return dict(self.stream.state_dict())
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.stream.load_state_dict(state)
+
+    def _generate(self, count: int) -> list[RolloutGroup]:
+        drawn = [next(self.stream) for _ in range(count)]
+        return self.engine.generate(
+            [row for _, row in drawn],
+            self.settings.num_generations,
+            self.settings.params,
+            [self._seed(ticket) for ticket, _ in drawn],
+        )
+
     def _seed(self, ticket: int) -> int | None:
-        return None if self.seed is None else mix_seed(self.seed, ticket)
+        return None if self.settings.seed is None else mix_seed(self.settings.seed, ticket)
 
 
 def check_some_rollout_is_valid(groups: Sequence[RolloutGroup]) -> None:

@@ -67,6 +67,13 @@ class GRPOConfig(TrainingArguments):
     completions_per_step: int | None = _option(None, "Derived; set only to override the batch arithmetic.")
     max_rollout_retries: int = _option(2, "How often a rollout that failed for an infrastructure reason is tried again.")
     max_concurrent_rollouts: int = _option(512, "Rollouts in flight at once.")
+    filter_zero_variance: bool = _option(
+        False, "Leave out groups whose rewards are all equal and draw fresh prompts instead (dynamic sampling)."
+    )
+    max_refill: float = _option(2.0, "Fresh prompts per step for filter_zero_variance, in multiples of a step.")
+    max_staleness: int | None = _option(
+        None, "How many versions old rollouts may be. 0: strictly on-policy. None: 1 with a server, else 0."
+    )
 
     # vLLM
     use_vllm: bool = _option(False, "Sample with a vf-vllm server instead of in this process.")
@@ -166,6 +173,12 @@ class GRPOConfig(TrainingArguments):
         )
 
     @property
+    def resolved_max_staleness(self) -> int:
+        """`max_staleness` with its default; 0 in process, where rollouts and training share the model."""
+        default = 1 if self.use_vllm and self.vllm_mode == "server" else 0
+        return default if self.max_staleness is None else self.max_staleness
+
+    @property
     def server_urls(self) -> list[str]:
         """The vf-vllm servers of `vllm_mode="server"`, without a trailing slash or `/v1`."""
         urls = self.vllm_server_base_urls or [
@@ -218,6 +231,10 @@ class GRPOConfig(TrainingArguments):
         if self.temperature <= 0:
             raise ValueError(
                 f"temperature={self.temperature}: greedy completions of a prompt are all alike; use a value above 0."
+            )
+        if not self.use_vllm and self.max_staleness:
+            raise ValueError(
+                f"max_staleness={self.max_staleness} needs use_vllm=True: in one process nothing can be overlapped."
             )
         if self.auto_find_batch_size:
             raise ValueError(

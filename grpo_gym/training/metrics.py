@@ -94,9 +94,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     metrics = _error_metrics(rollouts)
     if not valid:
         return metrics
-    rewards = torch.tensor([r.reward for r in valid], dtype=torch.float64)
-    metrics["reward"] = float(rewards.mean())
-    metrics |= _spread_metrics(groups)
+    metrics |= _reward_metrics(valid, groups)
     metrics |= _length_metrics(valid)
     for name in valid[0].metrics:
         values = torch.tensor([r.metrics[name] for r in valid if name in r.metrics], dtype=torch.float64)
@@ -105,16 +103,13 @@ def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     return metrics
 
 
-def _spread_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
-    stds = [torch.tensor([r.reward for r in g.valid_rollouts], dtype=torch.float64) for g in groups]
-    stds = [float(rewards.std()) for rewards in stds if len(rewards) > 1]
-    if not stds:
-        return {}
+def _reward_metrics(rollouts: Sequence[Rollout], groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    rewards = torch.tensor([r.reward for r in rollouts], dtype=torch.float64)
     no_spread = sum(not group.has_spread for group in groups) / len(groups)
     return {
-        "reward_std": sum(stds) / len(stds),
+        "reward": float(rewards.mean()),
+        "reward_std": float(rewards.std()) if len(rewards) > 1 else 0.0,
         "frac_reward_zero_std": no_spread,
-        "informative_fraction": 1.0 - no_spread,
     }
 
 

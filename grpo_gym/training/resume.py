@@ -18,10 +18,11 @@ ROLLOUT_STATE_NAME = "rollout_state.json"
 
 def save_rollout_state(trainer: GRPOTrainer) -> None:
     """Write `rollout_state.json` into the newest checkpoint (rank 0)."""
-    if not trainer.args.should_save:
+    if not trainer.is_world_process_zero():
         return
     directory = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
-    state = {"stream": trainer.preflight.stream.state_dict(), "pending": None}
+    assert trainer.rollouts is not None and trainer.rollouts.source is not None
+    state = {"source": trainer.rollouts.source.state_dict(), "pending": None}
     if trainer.state.global_step % trainer.args.num_iterations != 0 and trainer.last_groups is not None:
         state["pending"] = {
             "groups": [dataclasses.asdict(group) for group in trainer.last_groups.groups],
@@ -40,10 +41,11 @@ def load_rollout_state(trainer: GRPOTrainer, checkpoint: str) -> None:
     if not path.is_file():
         raise ValueError(f"{checkpoint} has no {ROLLOUT_STATE_NAME}: resume from a checkpoint of GRPOTrainer.")
     state = json.loads(path.read_text())
-    trainer.preflight.stream.load_state_dict(state["stream"])
+    if trainer.rollouts is not None and trainer.rollouts.source is not None:
+        trainer.rollouts.source.load_state_dict(state["source"])
     if state["pending"]:
         groups = [_group(record) for record in state["pending"]["groups"]]
-        trainer.use_rollouts(StepRollouts(groups, seconds=0.0, num_prompts=len(groups)))
+        trainer.use_rollouts(StepRollouts(groups, seconds=0.0, num_generated=len(groups)))
         trainer.policy_loss.load_state_dict(state["pending"]["old_logprobs"], trainer.args.device)
 
 

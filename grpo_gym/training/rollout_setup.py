@@ -8,8 +8,11 @@ from grpo_gym.inference.backends import Backend, ColocatedBackend, LocalBackend,
 from grpo_gym.inference.colocate import ColocatedServer
 from grpo_gym.rollouts.engine import RolloutEngine
 from grpo_gym.rollouts.manager import RolloutManager
-from grpo_gym.rollouts.source import RolloutSource
+from grpo_gym.rollouts.overlap import OverlappedSource
+from grpo_gym.rollouts.prompts import PromptStream
+from grpo_gym.rollouts.source import RolloutSource, SourceSettings
 from grpo_gym.training.canary import Canary
+from grpo_gym.training.config import GRPOConfig
 from grpo_gym.training.model_loading import sequence_end_ids
 
 if TYPE_CHECKING:
@@ -29,17 +32,24 @@ def build_rollouts(trainer: GRPOTrainer) -> RolloutManager:
             max_retries=args.max_rollout_retries,
             max_concurrent=args.max_concurrent_rollouts,
         )
-        # A server's results depend on what else is in its batch, so seeds buy nothing there, and cost speed.
-        seeded = not args.use_vllm or args.full_determinism
-        source = RolloutSource(
-            engine,
-            trainer.preflight.stream,
-            args.batch_plan.prompts_per_step,
-            args.num_generations,
-            args.sampling_params,
-            args.seed if seeded else None,
-        )
+        source = _build_source(args, engine, trainer.preflight.stream)
     return RolloutManager(backend, source)
+
+
+def _build_source(args: GRPOConfig, engine: RolloutEngine, stream: PromptStream) -> RolloutSource:
+    # A server's results depend on what else is in its batch, so seeds buy nothing there, and cost speed.
+    seeded = not args.use_vllm or args.full_determinism
+    settings = SourceSettings(
+        prompts_per_step=args.batch_plan.prompts_per_step,
+        num_generations=args.num_generations,
+        params=args.sampling_params,
+        seed=args.seed if seeded else None,
+        filter_zero_variance=args.filter_zero_variance,
+        max_refill=args.max_refill,
+        max_staleness=args.resolved_max_staleness,
+    )
+    source_class = OverlappedSource if settings.max_staleness else RolloutSource
+    return source_class(engine, stream, settings)
 
 
 def _build_backend(trainer: GRPOTrainer) -> Backend:

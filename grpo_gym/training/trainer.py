@@ -202,7 +202,7 @@ class GRPOTrainer(Trainer):
     # ---- reporting --------------------------------------------------------------------------------------
 
     def _report_rollouts(self, step: StepRollouts) -> None:
-        self._buffer.add(rollout_metrics(step.groups))
+        self._buffer.add({**rollout_metrics(step.groups), **step.metrics()})
         if not self.is_world_process_zero() or not self.args.log_completions:
             return
         number = self.state.global_step

@@ -32,12 +32,14 @@ def test_smollm2_after_unpacking_is_its_directory(monkeypatch, tmp_path):
     assert resolve_model("smollm2") == str(directory)
 
 
-@pytest.mark.parametrize(
-    ("cuda", "expected"), [(False, str(TINY_MODEL_PATH)), (True, "Qwen/Qwen2.5-1.5B-Instruct")]
-)
-def test_default_model_follows_the_device(monkeypatch, cuda, expected):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    assert default_model() == expected
+def test_default_model_without_cuda_is_the_tiny_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert default_model() == str(TINY_MODEL_PATH)
+
+
+def test_default_model_with_cuda_is_a_real_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert default_model() == "Qwen/Qwen2.5-1.5B-Instruct"
 
 
 def test_importing_the_names_does_not_import_torch():

@@ -60,9 +60,7 @@ def test_answers_are_short_and_end(leg_counting):
     assert leg_counting.clipped < 0.01
 
 
-@pytest.mark.parametrize(
-    "system_prompt", [None, "Think step by step inside <think> tags, then <answer>...</answer>."]
-)
+@pytest.mark.parametrize("system_prompt", [None, "Think in <think> tags, then give <answer>...</answer>."])
 def test_answers_plain_sums_under_other_system_prompts(tiny_model, tiny_tokenizer, system_prompt):
     from random import Random
 

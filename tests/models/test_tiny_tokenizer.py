@@ -44,10 +44,8 @@ def test_chat_template_renders_all_roles(tiny_tokenizer):
 
 def test_generation_prompt_extends_the_conversation(tiny_tokenizer):
     messages = [{"role": "user", "content": "1+1?"}]
-    closed = tiny_tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
-    opened = tiny_tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)[
-        "input_ids"
-    ]
+    closed = tiny_tokenizer.apply_chat_template(messages, return_dict=False)
+    opened = tiny_tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert opened[:-1] == closed
     assert tiny_tokenizer.decode(opened[-1:]) == "<|assistant|>"
 

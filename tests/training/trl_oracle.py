@@ -1,7 +1,7 @@
 """TRL's own code as the oracle: its advantages, importance ratios, normalisers, losses and gradients.
 
-A `trl.GRPOTrainer` without its constructor: only generation, scoring and the forward pass are replaced, by the
-numbers of a `RandomStep`. What runs is `_generate_and_score_completions` and `_compute_loss`, as installed.
+A `trl.GRPOTrainer` without its constructor: only generation, scoring and the forward pass are replaced, by
+the numbers of a `RandomStep`. `_generate_and_score_completions` and `_compute_loss` run as installed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NUM_GENERATIONS = 4
 
 @dataclass
 class RandomStep:
-    """One optimizer step: B rollouts of varied length; per-token lists are one [L_i] float64 tensor per rollout."""
+    """One optimizer step: B rollouts of varied length; lists hold one [L_i] tensor per rollout."""
 
     rewards: Tensor
     lengths: list[int]
@@ -46,7 +46,9 @@ class RandomStep:
         return [m * (0 if c else 1) for m, c in zip(self.environment_mask, cut, strict=True)]
 
 
-def random_step(seed: int, num_rollouts: int = 16, drift: float = 0.4, environment_tokens: bool = True) -> RandomStep:
+def random_step(
+    seed: int, num_rollouts: int = 16, drift: float = 0.4, environment_tokens: bool = True
+) -> RandomStep:
     """Ratios spread far enough that every clip limit cuts something."""
     rng = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, MAX_COMPLETION_LENGTH + 1, (num_rollouts,), generator=rng).tolist()
@@ -58,7 +60,7 @@ def random_step(seed: int, num_rollouts: int = 16, drift: float = 0.4, environme
         return [b + n for b, n in zip(base, noise(scale), strict=True)]
 
     old = [-n.abs() - 0.1 for n in noise(2.0)]
-    environment_mask = [(torch.rand(n, generator=rng) > 0.2 * environment_tokens).long() for n in lengths]
+    environment_mask = [(torch.rand(n, generator=rng) > 0.2).long() for n in lengths]
     for mask in environment_mask:
         mask[0] = 1  # the policy wrote the first token, so that no sequence is empty by accident
     return RandomStep(
@@ -75,7 +77,7 @@ def random_step(seed: int, num_rollouts: int = 16, drift: float = 0.4, environme
 
 @dataclass
 class OracleResult:
-    """What TRL computed for a step: gradients are per rollout [L_i], metrics as TRL logs them by micro-batch."""
+    """What was computed for a step; gradients per rollout [L_i], TRL's metrics by micro-batch."""
 
     loss: float
     gradients: list[Tensor]
@@ -97,7 +99,7 @@ def trl_step(step: RandomStep, num_micro_batches: int = 1, **settings: object) -
         loss = loss + trainer._compute_loss(trainer.model, micro_batch)
     (gradient,) = torch.autograd.grad(loss, policy)
     gradients = [row[:n] for row, n in zip(gradient, step.lengths, strict=True)]
-    return OracleResult(float(loss), gradients, batch["advantages"], dict(trainer._metrics["train"]))
+    return OracleResult(float(loss.detach()), gradients, batch["advantages"], dict(trainer._metrics["train"]))
 
 
 class _OracleTrainer(trl.GRPOTrainer):
@@ -109,7 +111,10 @@ class _OracleTrainer(trl.GRPOTrainer):
 
     def _generate(self, prompts):
         step = self.step
-        ids = [[OTHER] * (n - 1) + [OTHER if t else EOS] for n, t in zip(step.lengths, step.truncated, strict=True)]
+        ids = [
+            [OTHER] * (n - 1) + [OTHER if t else EOS]
+            for n, t in zip(step.lengths, step.truncated, strict=True)
+        ]
         environment_mask = [m.tolist() for m in step.environment_mask]
         logprobs = [p.tolist() for p in step.sampler_logprobs]
         return [[OTHER]] * len(ids), ids, environment_mask, [""] * len(ids), logprobs, {}, None, None
@@ -140,7 +145,7 @@ def _bare_trainer(step: RandomStep, num_micro_batches: int, settings: dict) -> _
     trainer.args = SimpleNamespace(
         per_device_train_batch_size=step.num_rollouts // num_micro_batches,
         steps_per_generation=num_micro_batches,
-        gradient_accumulation_steps=num_micro_batches + 1,  # "misaligned": old log-probs are computed and used
+        gradient_accumulation_steps=2 * num_micro_batches + 1,  # "misaligned": old log-probs are used
         gradient_checkpointing_kwargs=None,
         delta=settings.get("delta"),
         use_bias_correction_kl=settings.get("use_bias_correction_kl", True),
@@ -162,7 +167,7 @@ def _bare_trainer(step: RandomStep, num_micro_batches: int, settings: dict) -> _
         "vllm_importance_sampling_clip_min": None,
         "max_completion_length": MAX_COMPLETION_LENGTH,
         "num_generations": NUM_GENERATIONS,
-        "num_iterations": 1,
+        "num_iterations": 2,
         "reward_weights": torch.ones(1, dtype=torch.float64),
         "reward_funcs": [None],
         "reward_func_names": ["f"],

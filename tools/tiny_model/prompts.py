@@ -9,6 +9,7 @@ from reasoning_gym.utils import SYSTEM_PROMPTS
 DEFAULT_SYSTEM_PROMPT: str = SYSTEM_PROMPTS["default"]
 
 THINK_ANSWER_PROMPTS: tuple[str, ...] = (
+    "Think step by step inside <think>...</think>, then give the answer inside <answer>...</answer>.",
     "Think step by step inside <think>...</think> tags, then give your final answer inside "
     "<answer>...</answer> tags.",
     "Respond in the following format:\n<think>\n...\n</think>\n<answer>\n...\n</answer>",

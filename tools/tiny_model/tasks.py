@@ -128,9 +128,8 @@ def _reserved_questions() -> set[str]:
 
     One animal gives only about 200 different questions, which cannot be kept apart; two or three can.
     """
-    return {
-        problem.question for problem in held_out_leg_counting() if "," in problem.question.split(" if ")[-1]
-    }
+    questions = (problem.question for problem in held_out_leg_counting())
+    return {question for question in questions if "," in question.split(" if ")[-1]}
 
 
 def _family_problems(family: Family, count: int, seed: int) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""Supervised training: loss on the answer's tokens only, batches of nearly equal lengths."""
+"""Supervised training: loss on the answer's tokens only, each token of a batch with the same weight."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from tiny_model.tasks import Problem, training_problems
 from tiny_model.tokenizer import MAX_LENGTH
 
 IGNORED = -100
+FIRST_MIX = Mix(worked=0.6, tagged=0.2)
+FINAL_MIX = Mix(worked=0.2, tagged=0.4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +32,12 @@ class Recipe:
 
     steps: int = 1800
     batch_size: int = 64
+    micro_batch_size: int = 16
     learning_rate: float = 3e-3
     warmup_steps: int = 60
     weight_decay: float = 0.05
-    first_mix: Mix = Mix(worked=0.6, tagged=0.25)
-    final_mix: Mix = Mix(worked=0.2, tagged=0.4)
+    first_mix: Mix = FIRST_MIX
+    final_mix: Mix = FINAL_MIX
     final_share: float = 0.3
 
 
@@ -92,14 +95,15 @@ def collate(batch: list[Example], pad_id: int) -> tuple[torch.Tensor, torch.Tens
     return ids, labels
 
 
-def make_batches(examples: list[Example], batch_size: int, rng: Random) -> Iterator[list[Example]]:
-    """Batches in random order; within a window of 16 batches, examples of like length go together."""
-    window = 16 * batch_size
-    for start in range(0, len(examples), window):
-        chunk = sorted(examples[start : start + window], key=lambda e: len(e[0]) + len(e[1]))
-        batches = [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
-        rng.shuffle(batches)
-        yield from batches
+def micro_batches(batch: list[Example], size: int) -> Iterator[list[Example]]:
+    """Parts of like length, to pad little.
+
+    Whole batches of like length would part the manners: worked answers are long, and the mean over a
+    batch's tokens would then make their first tokens, where the manner is chosen, too rare.
+    """
+    ordered = sorted(batch, key=lambda example: len(example[0]) + len(example[1]))
+    for start in range(0, len(ordered), size):
+        yield ordered[start : start + size]
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
@@ -111,14 +115,25 @@ def learning_rate(step: int, recipe: Recipe) -> float:
 
 
 def answer_loss(model: LlamaForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean negative log-likelihood of the answer tokens.
+    """Summed negative log-likelihood of the answer tokens, in nats.
 
     Right padding needs no attention mask under causal attention: nothing real looks at the padding.
     """
     hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state
     targets = labels[:, 1:]
     kept = targets != IGNORED
-    return cross_entropy(model.lm_head(hidden[kept]), targets[kept])
+    return cross_entropy(model.lm_head(hidden[kept]), targets[kept], reduction="sum")
+
+
+def accumulate_gradient(model: LlamaForCausalLM, batch: list[Example], micro_size: int, pad_id: int) -> float:
+    """Add the gradient of the batch's mean loss per answer token; returns that loss."""
+    tokens = sum(len(answer) for _, answer in batch)
+    total = 0.0
+    for part in micro_batches(batch, micro_size):
+        loss = answer_loss(model, *collate(part, pad_id)) / tokens
+        loss.backward()
+        total += loss.item()
+    return total
 
 
 def warm_start(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, seed: int) -> LlamaForCausalLM:
@@ -132,13 +147,12 @@ def warm_start(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, seed: int) ->
     for step, batch in enumerate(_batches(tokenizer, recipe, seed)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, recipe)
-        loss = answer_loss(model, *collate(batch, tokenizer.pad_token_id))
         optimizer.zero_grad()
-        loss.backward()
+        loss = accumulate_gradient(model, batch, recipe.micro_batch_size, tokenizer.pad_token_id)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 50 == 0 or step == recipe.steps - 1:
-            print(f"step {step:5d}  loss {loss.item():.4f}  {time.monotonic() - started:6.0f} s", flush=True)
+            print(f"step {step:5d}  loss {loss:.4f}  {time.monotonic() - started:6.0f} s", flush=True)
     return model.eval()
 
 
@@ -151,4 +165,6 @@ def _batches(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, seed: int) -> I
     first = (recipe.steps - final_steps) * recipe.batch_size
     last = first + final_steps * recipe.batch_size
     for chunk, mix in ((problems[:first], recipe.first_mix), (problems[first:last], recipe.final_mix)):
-        yield from make_batches(encode_examples(tokenizer, chunk, mix, rng), recipe.batch_size, rng)
+        examples = encode_examples(tokenizer, chunk, mix, rng)
+        for start in range(0, len(examples), recipe.batch_size):
+            yield examples[start : start + recipe.batch_size]

@@ -49,7 +49,9 @@ def _encode(value: Any) -> Any:
         return {_SET: [_encode(item) for item in sorted(value, key=repr)]}
     if isinstance(value, dict):
         return _encode_dict(value)
-    raise TypeError(f"a Reasoning Gym entry holds a {type(value).__name__}, which cannot travel with its row.")
+    raise TypeError(
+        f"a Reasoning Gym entry holds a {type(value).__name__}, which cannot travel with its row."
+    )
 
 
 def _encode_dict(value: dict[Any, Any]) -> dict[str, Any]:

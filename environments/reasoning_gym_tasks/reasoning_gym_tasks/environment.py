@@ -119,7 +119,9 @@ class LazyReasoningGymEnv(vf.ReasoningGymEnv):
             },
         }
 
-    async def check_answer_reward_func(self, completion: Any, info: Mapping[str, Any], question: str) -> float:
+    async def check_answer_reward_func(
+        self, completion: Any, info: Mapping[str, Any], question: str
+    ) -> float:
         """Reasoning Gym's score of the parsed answer, computed beside the event loop.
 
         Raises:
@@ -158,7 +160,7 @@ def load_environment(
     format_weight: float = 0.0,
     cache_size: int = 4096,
 ) -> LazyReasoningGymEnv:
-    """What `vf.load_environment("reasoning-gym-tasks", ...)` and `vf-eval` call; see `LazyReasoningGymEnv`."""
+    """What `vf.load_environment` and `vf-eval` call; the arguments are `LazyReasoningGymEnv`'s."""
     return LazyReasoningGymEnv(
         gym=gym,
         config=config,

@@ -15,13 +15,20 @@ _LITERAL_TASKS = frozenset({"binary_matrix", "n_queens", "spiral_matrix", "strin
 _EXPRESSION_TASKS = frozenset(
     {"countdown", "intermediate_integration", "polynomial_multiplication", "puzzle24", "simple_integration"}
 )
-_LITERAL_NODES = (ast.Expression, ast.List, ast.Tuple, ast.Constant, ast.Name, ast.Load, ast.UnaryOp, ast.USub)
+_LITERAL_NODES = (
+    *(ast.Expression, ast.Load, ast.List, ast.Tuple),
+    *(ast.Constant, ast.Name, ast.UnaryOp, ast.USub),
+)
 _EXPRESSION_NODES = (
     *(ast.Expression, ast.Constant, ast.Name, ast.Load, ast.Call),
     *(ast.UnaryOp, ast.USub, ast.UAdd, ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow),
 )
 _FUNCTIONS = frozenset(
-    "sin cos tan sec csc cot asin acos atan sinh cosh tanh asinh acosh atanh exp log ln sqrt Abs".split()
+    {
+        *("sin", "cos", "tan", "sec", "csc", "cot", "asin", "acos", "atan"),
+        *("sinh", "cosh", "tanh", "asinh", "acosh", "atanh"),
+        *("exp", "log", "ln", "sqrt", "Abs"),
+    }
 )
 _CONSTANTS = frozenset({"pi", "E"})
 _MAX_CHARACTERS = 2000

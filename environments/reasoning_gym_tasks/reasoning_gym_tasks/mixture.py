@@ -1,4 +1,4 @@
-"""A split: entries of one or more tasks, made when they are asked for, the same for the same seed and index."""
+"""A split: entries of one or more tasks, made when asked for, the same for the same seed and index."""
 
 from __future__ import annotations
 
@@ -104,7 +104,9 @@ class TaskMixture:
 
     def score_answer(self, answer: str | None, entry: Entry) -> float:
         """Reasoning Gym's own score of an answer to one of this split's entries, as in its datasets."""
-        member = next(i for i, spec in enumerate(self.specs) if spec.name == entry["metadata"]["source_dataset"])
+        member = next(
+            i for i, spec in enumerate(self.specs) if spec.name == entry["metadata"]["source_dataset"]
+        )
         with self._lock:
             dataset = self._block(member, 0)
         return float(dataset.score_answer(answer, entry))

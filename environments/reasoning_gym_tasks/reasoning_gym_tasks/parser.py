@@ -22,7 +22,9 @@ class StrictXMLParser(vf.XMLParser):
 
     def __init__(self, fields: Sequence[str] = ("answer",), answer_field: str = "answer") -> None:
         if answer_field not in fields:
-            raise ValueError(f"parser fields {list(fields)} lack '{answer_field}', the tag that holds the answer.")
+            raise ValueError(
+                f"parser fields {list(fields)} lack '{answer_field}', the tag that holds the answer."
+            )
         super().__init__(fields=list(fields), answer_field=answer_field)
 
     def parse_answer(self, completion: Any) -> str | None:

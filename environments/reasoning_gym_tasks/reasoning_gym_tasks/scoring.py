@@ -1,4 +1,4 @@
-"""Scoring an answer: 0 for none, Reasoning Gym's score for one, and an error only when nobody could score it."""
+"""Scoring an answer: 0 for none, else Reasoning Gym's score; an error only when the scorer is at fault."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def score_answer(dataset: ProceduralDataset, task: str, answer: str | None, entr
     Args:
         dataset: a Reasoning Gym dataset with the settings the entry was made with.
         task: the task's name.
-        answer: what the parser found; None or blank when it found nothing, which scores 0.
+        answer: what the parser found; None when it found nothing. None scores 0, and so does a blank
+            answer, except where the task's own answer is blank (in `ab` everything can cancel out).
         entry: the entry the question came from.
 
     Returns:
@@ -32,7 +33,7 @@ def score_answer(dataset: ProceduralDataset, task: str, answer: str | None, entr
     Raises:
         UnscorableError: the scorer fails on the task's own answer too, or returns no finite number.
     """
-    if answer is None or not answer.strip() or not is_safe_answer(task, answer):
+    if answer is None or _is_blank_mistake(answer, entry) or not is_safe_answer(task, answer):
         return 0.0
     try:
         score = _raw_score(dataset, task, answer, entry)
@@ -42,6 +43,10 @@ def score_answer(dataset: ProceduralDataset, task: str, answer: str | None, entr
     if not math.isfinite(score):
         raise UnscorableError(f"the scorer of Reasoning Gym task '{task}' returned {score}.")
     return score
+
+
+def _is_blank_mistake(answer: str, entry: Entry) -> bool:
+    return not answer.strip() and bool(str(entry["answer"]).strip())
 
 
 def _check_scorer_works(dataset: ProceduralDataset, task: str, entry: Entry, cause: Exception) -> None:

@@ -71,7 +71,9 @@ def _parse_member(member: str | Mapping[str, Any]) -> TaskSpec:
     if isinstance(member, str):
         return TaskSpec(member)
     if not isinstance(member, Mapping) or "name" not in member:
-        raise ValueError(f"each task is a name or {{'name': ..., 'weight': ..., 'config': ...}}, not {member!r}.")
+        raise ValueError(
+            f"each task is a name or {{'name': ..., 'weight': ..., 'config': ...}}, not {member!r}."
+        )
     known = [f.name for f in dataclasses.fields(TaskSpec)]
     for key in member:
         if key not in known:
@@ -119,7 +121,9 @@ def _check_config(spec: TaskSpec) -> None:
         if hasattr(config, "validate"):
             config.validate()
     except (AssertionError, TypeError, ValueError) as error:
-        raise ValueError(f"Reasoning Gym task '{spec.name}' refuses its config {spec.config}: {error}") from error
+        raise ValueError(
+            f"Reasoning Gym task '{spec.name}' refuses its config {spec.config}: {error}"
+        ) from error
 
 
 def _hint(word: str, known: Iterable[str]) -> str:

@@ -1,0 +1,100 @@
+"""Rollouts of the next steps while this one trains.
+
+Groups are in flight all the time. A step takes the first ones that are finished, so it never waits for the
+slowest; a group whose policy is more than `max_staleness` versions old is dropped, counted, and its prompt
+used again. What a somewhat older policy sampled is corrected by the importance weights of `mismatch.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+
+from grpo_gym.rollouts.engine import RolloutEngine
+from grpo_gym.rollouts.prompts import PromptStream, Row
+from grpo_gym.rollouts.source import RolloutSource, SourceSettings, StepRollouts, check_some_rollout_is_valid
+from grpo_gym.rollouts.types import RolloutGroup
+
+
+class OverlappedSource(RolloutSource):
+    """Keeps groups in flight between steps; needs a sampler outside of the trainer's process.
+
+    With N prompts per step and staleness S, up to N (S + 1) groups are outstanding while a step is waited
+    for, and N S while it trains: started at version v, the last of them is due at version v + S.
+    """
+
+    def __init__(self, engine: RolloutEngine, stream: PromptStream, settings: SourceSettings) -> None:
+        super().__init__(engine, stream, settings)
+        self._in_flight: dict[Future[RolloutGroup], int] = {}
+        self._finished: deque[tuple[int, RolloutGroup]] = deque()
+        self._again: deque[int] = deque()
+
+    def next_step(self, version: int) -> StepRollouts:
+        """The first finished groups that are fresh enough; more are started before it returns."""
+        start = time.perf_counter()
+        wanted = self.settings.prompts_per_step
+        kept: list[RolloutGroup] = []
+        spare: list[RolloutGroup] = []
+        num_stale = 0
+        while len(kept) < wanted:
+            self._start_groups(wanted * (self.settings.max_staleness + 1) - len(kept))
+            ticket, group = self._next_finished()
+            if version - oldest_version(group) > self.settings.max_staleness:
+                self._again.append(ticket)
+                num_stale += 1
+            elif self._is_wanted(group, len(kept) + len(spare)):
+                kept.append(group)
+            else:
+                spare.append(group)
+        self._start_groups(wanted * self.settings.max_staleness)
+        check_some_rollout_is_valid(kept)
+        generated = kept + spare
+        return StepRollouts(
+            kept,
+            time.perf_counter() - start,
+            num_generated=len(generated) + num_stale,
+            num_uninformative=sum(not group.has_spread for group in generated),
+            num_stale=num_stale,
+        )
+
+    def state_dict(self) -> dict[str, object]:
+        """The stream, and the prompts that were drawn but not trained on yet: none is skipped on resume."""
+        unused = sorted([*self._in_flight.values(), *(ticket for ticket, _ in self._finished), *self._again])
+        return {**super().state_dict(), "unused_tickets": unused}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Go on where `state_dict` was taken; unused prompts come first."""
+        super().load_state_dict(state)
+        self._again = deque(state.get("unused_tickets", []))  # type: ignore[arg-type]
+
+    def _is_wanted(self, group: RolloutGroup, num_taken: int) -> bool:
+        return group.has_spread or num_taken >= self.settings.max_generated - self.settings.prompts_per_step
+
+    def _start_groups(self, outstanding: int) -> None:
+        """Start groups until this many are in flight or finished."""
+        while len(self._in_flight) + len(self._finished) < outstanding:
+            ticket, row = self._next_prompt()
+            future = self.engine.submit(
+                row, self.settings.num_generations, self.settings.params, self._seed(ticket)
+            )
+            self._in_flight[future] = ticket
+
+    def _next_prompt(self) -> tuple[int, Row]:
+        if self._again:
+            ticket = self._again.popleft()
+            return ticket, self.stream.row_at(ticket)
+        return next(self.stream)
+
+    def _next_finished(self) -> tuple[int, RolloutGroup]:
+        """The next finished group; an exception of its rollouts is raised here."""
+        if not self._finished:
+            done, _ = wait(self._in_flight, return_when=FIRST_COMPLETED)
+            for future in sorted(done, key=self._in_flight.__getitem__):
+                self._finished.append((self._in_flight.pop(future), future.result()))
+        return self._finished.popleft()
+
+
+def oldest_version(group: RolloutGroup) -> int:
+    """The oldest policy version in the group."""
+    return min(rollout.policy_version for rollout in group.rollouts)

@@ -1,0 +1,151 @@
+import asyncio
+
+import pytest
+
+from grpo_gym.inference.sampler import SamplingParams
+from grpo_gym.rollouts.chat import ChatRenderer
+from grpo_gym.rollouts.engine import RolloutEngine
+from grpo_gym.rollouts.overlap import OverlappedSource
+from grpo_gym.rollouts.prompts import EnvironmentRows, PromptStream
+from grpo_gym.rollouts.source import RolloutSource, SourceSettings
+from tests.rollouts.test_engine import said
+
+
+@pytest.fixture
+def make_source(tokenizer, echo_env):
+    engines = []
+
+    def make(sampler, source_class=RolloutSource, **settings):
+        engine = RolloutEngine(echo_env, sampler, ChatRenderer(tokenizer), max_retries=0)
+        engines.append(engine)
+        stream = PromptStream(EnvironmentRows(echo_env, "train"), seed=0)
+        defaults = {
+            "prompts_per_step": 2,
+            "num_generations": 4,
+            "params": SamplingParams(max_tokens=8),
+            "seed": 0,
+        }
+        return source_class(engine, stream, SourceSettings(**{**defaults, **settings}))
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+def half_right(prompt, n):
+    return f"<answer>{said(prompt) if n % 2 else 'no'}</answer>"
+
+
+def spread_on_even_questions(prompt, n):
+    return half_right(prompt, n) if int(said(prompt)) % 2 == 0 else "<answer>no</answer>"
+
+
+def test_filter_draws_fresh_prompts_until_the_step_is_full(make_source, scripted_sampler):
+    source = make_source(
+        scripted_sampler(spread_on_even_questions), filter_zero_variance=True, max_refill=8, prompts_per_step=4
+    )
+    step = source.next_step(0)
+    assert len(step.groups) == 4
+    assert all(group.has_spread for group in step.groups)
+    assert step.num_generated == 4 + step.num_uninformative
+    assert step.num_uninformative > 0
+
+
+@pytest.mark.parametrize("source_class", [RolloutSource, OverlappedSource])
+def test_filter_ends_at_its_cap_when_nothing_is_informative(make_source, scripted_sampler, source_class):
+    sampler = scripted_sampler(lambda prompt, n: "<answer>no</answer>")
+    staleness = int(source_class is OverlappedSource)
+    source = make_source(sampler, source_class, filter_zero_variance=True, max_refill=2, max_staleness=staleness)
+    step = source.next_step(0)
+    assert len(step.groups) == 2
+    assert step.num_generated == 6
+    assert step.metrics()["informative_fraction"] == 0.0
+
+
+def test_without_filter_every_group_is_kept(make_source, scripted_sampler):
+    step = make_source(scripted_sampler(lambda prompt, n: "<answer>no</answer>")).next_step(0)
+    assert (len(step.groups), step.num_generated, step.num_uninformative) == (2, 2, 2)
+
+
+def test_a_step_in_which_everything_failed_is_an_error(make_source, scripted_sampler):
+    source = make_source(scripted_sampler(lambda prompt, n: RuntimeError("out of memory")))
+    with pytest.raises(RuntimeError, match=r"all 8 rollouts of the step failed.*generation failed"):
+        source.next_step(0)
+
+
+def test_evaluation_uses_the_same_seeds_every_time_and_takes_no_prompt(make_source, scripted_sampler, echo_env):
+    sampler = scripted_sampler(half_right)
+    source = make_source(sampler)
+    rows = [echo_env.get_eval_dataset()[i] for i in range(3)]
+    before = source.state_dict()
+    for _ in range(2):
+        source.evaluate(rows, 2, SamplingParams(max_tokens=8))
+    seeds = [params.seed for _, params in sampler.requests]
+    assert seeds[:6] == seeds[6:]
+    assert source.state_dict() == before
+
+
+class SlowPrompt:
+    """Answers at once, but holds back one question until told."""
+
+    def __init__(self, inner, slow):
+        self.inner, self.slow, self.release = inner, slow, asyncio.Event()
+
+    @property
+    def policy_version(self):
+        return self.inner.policy_version
+
+    async def sample(self, prompt_ids, params):
+        version = self.inner.policy_version
+        if said(self.inner.tokenizer.decode(prompt_ids)) == self.slow:
+            await self.release.wait()
+        result = await self.inner.sample(prompt_ids, params)
+        return type(result)(result.completion_ids, result.logprobs, result.finish_reason, version)
+
+    async def close(self):
+        pass
+
+
+def test_a_step_never_waits_for_the_slowest_group(make_source, scripted_sampler, echo_env):
+    stream = PromptStream(EnvironmentRows(echo_env, "train"), seed=0)
+    first = next(stream)[1]
+    sampler = SlowPrompt(scripted_sampler(half_right), slow=str(first["example_id"]))
+    source = make_source(sampler, OverlappedSource, max_staleness=1)
+    step = source.next_step(0)
+    assert first["example_id"] not in [group.example_id for group in step.groups]
+    source.engine.run(_set(sampler.release)).result()
+
+
+async def _set(event):
+    event.set()
+
+
+def test_stale_groups_are_dropped_counted_and_their_prompt_used_again(make_source, scripted_sampler, echo_env):
+    first = next(PromptStream(EnvironmentRows(echo_env, "train"), seed=0))[1]["example_id"]
+    sampler = SlowPrompt(scripted_sampler(half_right), slow=str(first))
+    source = make_source(sampler, OverlappedSource, max_staleness=1)
+    trained, stale = [], 0
+    for version in range(6):
+        sampler.inner.policy_version = version
+        if version == 3:
+            source.engine.run(_set(sampler.release)).result()
+        step = source.next_step(version)
+        stale += step.num_stale
+        trained += [group.example_id for group in step.groups]
+        assert all(version - r.policy_version <= 1 for g in step.groups for r in g.rollouts)
+    assert stale >= 1
+    assert first in trained
+
+
+def test_overlapped_resume_loses_no_prompt(make_source, scripted_sampler):
+    source = make_source(scripted_sampler(half_right), OverlappedSource, max_staleness=1)
+    trained = [group.example_id for group in source.next_step(0).groups]
+    state = source.state_dict()
+    sampler = scripted_sampler(half_right)
+    resumed = make_source(sampler, OverlappedSource, max_staleness=1)
+    resumed.load_state_dict(state)
+    for version in range(1, 4):
+        sampler.policy_version = version
+        trained += [group.example_id for group in resumed.next_step(version).groups]
+    # One epoch is 8 prompts: 4 steps of 2 use each of them once.
+    assert sorted(trained) == list(range(8))
