@@ -18,8 +18,9 @@ from grpo_gym.training.mismatch import MISMATCH_MODES
 
 ADVANTAGE_SCALES = ("group", "batch", "none")
 VLLM_MODES = ("server", "colocate")
-CLIP_HIGHER = 0.28
-"""DAPO's upper clip range: room for unlikely tokens to become likely."""
+CLIP_RANGES = {"gspo": (3e-4, 4e-4), "cispo": (0.2, CISPO_RATIO_CAP)}
+"""`epsilon`, `epsilon_high` where they differ from 0.2 and 0.28 (PPO's and DAPO's clip-higher): GSPO's ratio
+is a mean over a sequence and moves far less, CISPO's upper limit is a cap of the ratio itself."""
 
 
 def _option(default: Any, help_text: str) -> Any:
@@ -93,9 +94,10 @@ class GRPOConfig(TrainingArguments):
     # Advantages and loss
     loss_type: str = _option("dapo", "grpo, bnpo, dr_grpo, dapo, gspo or cispo.")
     scale_rewards: str = _option("group", "Divide advantages by the std of: group, batch, none.")
-    epsilon: float = _option(0.2, "Lower clip range of the ratio.")
+    epsilon: float | None = _option(None, "Lower clip range of the ratio. None: 0.2; for gspo 3e-4.")
     epsilon_high: float | None = _option(
-        None, "Upper clip range of the ratio. None: 0.28 (clip-higher); for cispo 5.0, the cap of the ratio itself."
+        None,
+        "Upper clip range of the ratio. None: 0.28 (clip-higher); for gspo 4e-4; for cispo 5.0, the cap of the ratio.",
     )
     delta: float | None = _option(None, "Upper clip of the ratio for negative advantages (two-sided clipping).")
     beta: float = _option(0.0, "Weight of the k3 KL to the reference model; 0 loads no reference.")
@@ -219,8 +221,10 @@ class GRPOConfig(TrainingArguments):
         }
         for name, allowed in choices.items():
             check_choice(name, getattr(self, name), allowed)
+        epsilon, epsilon_high = CLIP_RANGES.get(self.loss_type, (0.2, 0.28))
+        self.epsilon = epsilon if self.epsilon is None else self.epsilon
         if self.epsilon_high is None:
-            self.epsilon_high = CISPO_RATIO_CAP if self.loss_type == "cispo" else max(CLIP_HIGHER, self.epsilon)
+            self.epsilon_high = max(epsilon_high, self.epsilon)
         resolve_epsilon_high(self.loss_type, self.epsilon, self.epsilon_high, self.delta)
 
     def _check_numbers(self) -> None:

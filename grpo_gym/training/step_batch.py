@@ -61,8 +61,12 @@ def make_step_batch(
     scale_rewards: str,
     max_completion_length: int,
     mask_truncated_completions: bool,
+    per_device_train_batch_size: int,
 ) -> StepBatch:
-    """Flatten groups and compute advantages and loss weights over the whole step."""
+    """Flatten groups and compute advantages and loss weights over the whole step.
+
+    `per_device_train_batch_size` is the batch over which bnpo takes its token means, whatever the packing.
+    """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     group_index = torch.tensor([i for i, group in enumerate(groups) for _ in group.rollouts], dtype=torch.long)
     rewards = torch.tensor(
@@ -77,7 +81,13 @@ def make_step_batch(
         rewards=rewards,
         advantages=group_advantages(rewards, group_index, scale_rewards),
         lengths=lengths,
-        weights=token_weights(loss_type, lengths, max_completion_length, valid=rewards.isfinite()),
+        weights=token_weights(
+            loss_type,
+            lengths,
+            max_completion_length,
+            valid=rewards.isfinite(),
+            batch_index=torch.arange(len(rollouts)) // per_device_train_batch_size,
+        ),
     )
 
 

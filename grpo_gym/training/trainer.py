@@ -177,6 +177,7 @@ class GRPOTrainer(Trainer):
             str(self.args.scale_rewards),
             self.args.max_completion_length,
             self.args.mask_truncated_completions,
+            self.args.per_device_train_batch_size,
         )
 
     def _forward_backward(self, model: nn.Module, batch: StepBatch, reduction: Reduction) -> Tensor:
