@@ -5,9 +5,9 @@ Per layer, preallocated and written in place:
 - prompts `[num_slots, num_kv_heads, prompt_capacity, head_dim]`: one slot per *different* prompt;
 - completions, in chunks of positions `[num_rows, num_kv_heads, chunk_size, head_dim]`: one row per sequence.
 
-Both stay dense: a finished row or slot is overwritten by the last one, so a step reads contiguous views. Chunks,
-because a longer completion then needs no copy, and because products over whole contiguous chunks are several
-times faster on CPU than over the used part of one long buffer.
+Both stay dense: a finished row or slot is overwritten by the last one, so a step reads contiguous views.
+Chunks, because a longer completion then needs no copy, and because products over whole contiguous chunks are
+several times faster on CPU than over the used part of one long buffer.
 """
 
 from __future__ import annotations
@@ -119,17 +119,21 @@ class StepPlan:
 
     def _make_writes(self, device: torch.device) -> list[Write]:
         if self.equal_counts:
-            return [Write(len(self.chunks) - 1, slice(0, self.num_rows), self.counts[0] - self.chunks[-1].start)]
+            return [
+                Write(len(self.chunks) - 1, slice(0, self.num_rows), self.counts[0] - self.chunks[-1].start)
+            ]
         writes = []
         for index, positions in enumerate(self.chunks):
             rows = [row for row, count in enumerate(self.counts) if count in positions]
             if rows:
                 offsets = [self.counts[row] - positions.start for row in rows]
-                writes.append(Write(index, torch.tensor(rows, device=device), torch.tensor(offsets, device=device)))
+                writes.append(
+                    Write(index, torch.tensor(rows, device=device), torch.tensor(offsets, device=device))
+                )
         return writes
 
     def bias(self, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        """What to add to the scores `[num_rows, ..., prompt + completion positions]`; None when all are visible."""
+        """What to add to the scores `[num_rows, ..., prompt + completion positions]`; None for nothing."""
         if window not in self._biases:
             self._biases[window] = self._make_bias(window, dtype, device)
         return self._biases[window]
@@ -152,7 +156,7 @@ class StepPlan:
 
 
 def chunks_covering(positions: int) -> list[range]:
-    """Consecutive chunks that cover `positions`: 16 long at first, later a quarter of what lies before them at most."""
+    """Consecutive chunks that cover `positions`: 16 long at first, later up to a quarter of what precedes."""
     chunks, start = [], 0
     while start < positions:
         size = 16 * max(1, start // 64)
@@ -170,7 +174,7 @@ class LayerCache:
     """
 
     def __init__(self, keys: Tensor, values: Tensor, max_slots: int, max_prompt_length: int) -> None:
-        # Zeros, not garbage, everywhere: hidden positions have weight 0, and 0 times a stray NaN would be NaN.
+        # Zeros, not garbage: hidden positions have weight 0, and 0 times a stray NaN would be NaN.
         self.prompts = [_zeros(x, max_slots, max_prompt_length) for x in (keys, values)]
         self.completions: list[list[Tensor]] = [[], []]
 
@@ -179,7 +183,9 @@ class LayerCache:
         for buffer, new in zip(self.prompts, (keys, values), strict=True):
             buffer[prefill.slot, :, : prefill.length] = new
 
-    def write_completions(self, plan: StepPlan, keys: Tensor, values: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def write_completions(
+        self, plan: StepPlan, keys: Tensor, values: Tensor
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Store this step's tokens; return all chunks up to them.
 
         Args:

@@ -3,7 +3,7 @@
 A step is one sequence `[1, num_tokens]` without padding: first one token per running row, then the tokens of
 new prompts one after the other. Each row attends to its prompt (stored once per group, Hydragen's idea:
 arXiv 2402.05099) and to its own completion with a single softmax; each new prompt attends causally to itself.
-No attention mask is built by the model: transformers makes none for an attention function without a mask function.
+The model builds no attention mask: transformers makes none for a function that is registered without one.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def shared_prefix_attention(
     """Attend a packed step; the signature is that of transformers' attention functions.
 
     Args:
-        query: `[1, num_heads, num_tokens, head_dim]`; key and value `[1, num_kv_heads, num_tokens, head_dim]`.
+        query: `[1, num_heads, num_tokens, head_dim]`.
+        key, value: `[1, num_kv_heads, num_tokens, head_dim]`.
         kv_cache: the cache with the plan of this step, passed to the model's forward as `kv_cache=`.
 
     Returns:
@@ -52,7 +53,9 @@ def shared_prefix_attention(
         ValueError: the model does not pass the cache on, or uses attention sinks or position biases.
     """
     if kv_cache is None or kv_cache.plan is None:
-        raise ValueError(f"{type(module).__name__} does not pass forward arguments to its attention: use vLLM for it.")
+        raise ValueError(
+            f"{type(module).__name__} does not pass forward arguments to its attention: use vLLM for it."
+        )
     unsupported = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
     if unsupported:
         raise ValueError(f"in-process generation does not support attention with {unsupported[0]}: use vLLM.")
@@ -71,7 +74,13 @@ def shared_prefix_attention(
 
 
 def _decode(
-    q: Tensor, k: Tensor, v: Tensor, cache: SharedPrefixCache, layer_index: int, window: int | None, softcap: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache: SharedPrefixCache,
+    layer_index: int,
+    window: int | None,
+    softcap: float | None,
 ) -> Tensor:
     """One token per row: scaled q `[H, R, D]`, k and v `[H_kv, R, D]` -> `[R, H, D_v]`."""
     plan = cache.plan
@@ -116,7 +125,7 @@ def _from_grid(x: Tensor, plan: StepPlan, n: int) -> Tensor:
 
 
 def _prefill(q: Tensor, k: Tensor, v: Tensor, window: int | None, softcap: float | None) -> Tensor:
-    """Causal attention of one prompt to itself: scaled q `[H, L, D]`, k and v `[H_kv, L, D]` -> `[L, H, D_v]`."""
+    """One prompt, causally: scaled q `[H, L, D]`, k and v `[H_kv, L, D]` -> `[L, H, D_v]`."""
     group, length = q.shape[0] // k.shape[0], q.shape[1]
     k, v = (x.repeat_interleave(group, dim=0) if group > 1 else x for x in (k, v))
     if softcap is None and (window is None or length <= window):
@@ -166,15 +175,17 @@ def _configs(model: nn.Module) -> list[PretrainedConfig]:
 def _check_layer_types(config: PretrainedConfig) -> None:
     others = set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES
     if others:
-        raise ValueError(f"in-process generation does not support {sorted(others)[0]} layers: use vLLM (use_vllm=True).")
+        raise ValueError(
+            f"in-process generation does not support {sorted(others)[0]} layers: use vLLM (use_vllm=True)."
+        )
 
 
 def check_every_layer_cached(cache: SharedPrefixCache, num_layers: int, model_name: str) -> None:
-    """Raise ValueError when some attention layers did not go through the cache (their scores would be wrong)."""
+    """Raise ValueError when some layers did not attend through the cache: their scores would be wrong."""
     if len(cache.layers) != num_layers:
         raise ValueError(
-            f"{model_name} sent {len(cache.layers)} of {num_layers} layers through transformers' attention interface: "
-            "in-process generation needs all of them; use vLLM (use_vllm=True)."
+            f"only {len(cache.layers)} of {num_layers} layers of {model_name} use transformers' attention interface, "
+            "and in-process generation needs it: set use_vllm=True"
         )
 
 

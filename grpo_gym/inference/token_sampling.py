@@ -48,7 +48,9 @@ class RowSettings:
         )
 
 
-def processed_log_probs(logits: Tensor, settings: RowSettings, seen: Sequence[Sequence[int]] | None = None) -> Tensor:
+def processed_log_probs(
+    logits: Tensor, settings: RowSettings, seen: Sequence[Sequence[int]] | None = None
+) -> Tensor:
     """Log-probabilities of the distribution to sample from.
 
     Args:
@@ -105,7 +107,7 @@ def _inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
-    """Index [num_rows, 1] of the first entry above target; rounding cannot push it past the last positive one."""
+    """Index [num_rows, 1] of the first entry above target, never past the last entry that adds mass."""
     last = cumulative[:, -1:]
     below_total = torch.nextafter(last, torch.zeros_like(last))
     return torch.searchsorted(cumulative, torch.minimum(target, below_total), right=True)

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
+from tqdm.auto import tqdm
 
 from grpo_gym.rollouts.types import RolloutGroup
 
@@ -73,4 +74,5 @@ def print_completions(groups: Sequence[RolloutGroup], step: int, count: int, con
         for rollout in shown:
             text.append(f"\nreward {rollout.reward:.2f}  ", style="bold green" if rollout.reward else "bold red")
             text.append(rollout.completion_text.strip()[:600])
-        console.print(Panel(text, title=f"step {step} - {group.task}", title_align="left"))
+        with tqdm.external_write_mode():  # keeps the progress bar on the last line
+            console.print(Panel(text, title=f"step {step} - {group.task}", title_align="left"))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from tqdm.auto import tqdm
 
 from grpo_gym.reporting.completions import COMPLETIONS_DIR
 
@@ -20,10 +21,11 @@ def print_evaluation(metrics: Mapping[str, float], step: int, num_problems: int,
     """One line for one evaluation."""
     accuracy = next(value for name, value in metrics.items() if name.endswith("_accuracy"))
     reward = next(value for name, value in metrics.items() if name.endswith("_reward"))
-    Console().print(
-        f"[bold]evaluation at step {step}[/bold]: accuracy {accuracy:.1%}, mean reward {reward:.3f} "
-        f"({num_problems} held-out problems x {num_samples})"
-    )
+    with tqdm.external_write_mode():
+        Console(soft_wrap=True).print(
+            f"[bold]evaluation at step {step}[/bold]: accuracy {accuracy:.1%}, mean reward {reward:.3f} "
+            f"({num_problems} held-out problems x {num_samples})"
+        )
 
 
 def print_where_things_are(trainer: GRPOTrainer) -> None:

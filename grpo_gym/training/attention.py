@@ -1,0 +1,335 @@
+"""Attention over packed rows, plugged into transformers' attention interface.
+
+`install_packed_attention` gives a model an attention implementation that follows a `PackLayout` when its
+forward was called with `packed_layout=...`, and is the model's previous implementation otherwise (generation,
+evaluation). No [T, T] mask is ever built on the CPU, and only its blocks on a GPU.
+
+A token of a branch attends to two key sets, the trunk and its own branch. Softmax over their union is exact
+from the two parts and their log-sum-exps, and so is the backward pass when each part's kernel is given the
+total output and the total log-sum-exp (the identity behind ring attention, Liu et al. 2023, arXiv:2310.01889).
+So each trunk is read once by all of its branches, without copies of its keys and values.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from grpo_gym.training.packing import GroupLayout, PackLayout, Span
+
+logger = logging.getLogger(__name__)
+
+NAME_PREFIX = "grpo_packed_"
+_flash_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_cpu_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def install_packed_attention(model: PreTrainedModel) -> None:
+    """Let `model` attend by a `PackLayout` when it is given one. Installing twice changes nothing.
+
+    The name in the config stays changed: gradient checkpointing runs layers again during backward, when no
+    forward of ours is on the stack.
+    """
+    previous = model.config._attn_implementation or "sdpa"
+    if previous.startswith(NAME_PREFIX):
+        return
+    name = NAME_PREFIX + previous
+    AttentionInterface.register(name, functools.partial(_attention_forward, previous))
+    if previous in ALL_MASK_ATTENTION_FUNCTIONS:
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[previous])
+    model.config._attn_implementation = name
+
+
+def no_mask(device: torch.device) -> Tensor:
+    """A [1, 1, 1, 1] stand-in: transformers passes four-dimensional masks on as they are and builds none."""
+    return torch.ones((1, 1, 1, 1), dtype=torch.bool, device=device)
+
+
+def packed_attention(
+    query: Tensor, key: Tensor, value: Tensor, layout: PackLayout, scale: float, window: int | None = None
+) -> Tensor:
+    """Attention in which every branch sees its trunk and itself, causally.
+
+    Args:
+        query: [1, H, T, D].
+        key: [1, K, T, D], K divides H.
+        value: [1, K, T, D].
+        layout: where trunks and branches lie in T.
+        scale: factor on the scores.
+        window: every token sees the `window` positions that end at its own; None for all.
+
+    Returns:
+        [1, H, T, D].
+    """
+    query, key, value = _same_dtype(query, key, value)
+    if query.device.type == "cuda" and _has_triton():
+        return _flex(query, key, value, layout, scale, window)
+    if query.device.type == "cpu" and window is None:
+        return _CpuPackedAttention.apply(query, key, value, layout, scale)  # type: ignore[no-any-return]
+    return _sdpa_by_group(query, key, value, layout, scale, window)
+
+
+def _attention_forward(
+    previous: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    packed_layout: PackLayout | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """transformers' attention function: output [1, T, H, D] and no attention weights."""
+    if packed_layout is None:
+        if sliding_window is not None:
+            kwargs["sliding_window"] = sliding_window
+        forward = _previous_forward(previous, module)
+        return forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+    if dropout:
+        raise ValueError("packed training needs attention_dropout=0: the policy ratio must not be noise.")
+    if scaling is None:
+        scaling = query.shape[-1] ** -0.5
+    output = packed_attention(query, key, value, packed_layout, scaling, sliding_window)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _previous_forward(previous: str, module: nn.Module) -> Callable[..., Any]:
+    """The attention function of that name; "eager" is the one in the model's own source file."""
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    return ALL_ATTENTION_FUNCTIONS.get_interface(previous, eager)
+
+
+def _same_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """What autocast does for `scaled_dot_product_attention`, which custom functions do not get."""
+    device_type = tensors[0].device.type
+    if torch.is_autocast_enabled(device_type) and tensors[0].dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device_type)
+        return tuple(tensor.to(dtype) for tensor in tensors)
+    return tensors
+
+
+# ---- CPU: flash kernels per segment, merged -------------------------------------------------------------
+
+
+class _CpuPackedAttention(torch.autograd.Function):
+    """Exact attention over a `PackLayout` from calls of the CPU flash kernel on views of the row."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: PackLayout, scale: float) -> Tensor:
+        output = torch.empty_like(query)
+        logsumexp = query.new_empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32))
+        attend = functools.partial(_attend, query, key, value, scale)
+        for group in layout.groups:
+            _store(output, logsumexp, group.trunk, *attend(group.trunk, group.trunk, True))
+            if _branch_span(group):
+                _store(output, logsumexp, _branch_span(group), *attend(_branch_span(group), group.trunk, False))
+            for branch in group.branches:
+                if branch[0] < branch[1]:
+                    _merge(output, logsumexp, branch, *attend(branch, branch, True))
+        ctx.save_for_backward(query, key, value, output, logsumexp)
+        ctx.layout, ctx.scale = layout, scale
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        query, key, value = ctx.saved_tensors[:3]
+        grads = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        attend_backward = functools.partial(_attend_backward, grad_output, *ctx.saved_tensors, ctx.scale)
+        for group in ctx.layout.groups:
+            trunk, branches = group.trunk, _branch_span(group)
+            for grad, part in zip(grads, attend_backward(trunk, trunk, True), strict=True):
+                _rows(grad, trunk).copy_(part)
+            if branches:
+                grad_query, *grad_trunk = attend_backward(branches, trunk, False)
+                for grad, part in zip(grads[1:], grad_trunk, strict=True):
+                    _rows(grad, trunk).add_(part)
+                _rows(grads[0], branches).copy_(grad_query)
+            for branch in group.branches:
+                if branch[0] < branch[1]:
+                    grad_query, *grad_own = attend_backward(branch, branch, True)
+                    for grad, part in zip(grads[1:], grad_own, strict=True):
+                        _rows(grad, branch).copy_(part)
+                    _rows(grads[0], branch).add_(grad_query)
+        return (*grads, None, None)
+
+
+def _branch_span(group: GroupLayout) -> Span | None:
+    """From the first to the last token of the branches, which lie next to each other; None without any."""
+    if not group.branches or group.branches[0][0] == group.branches[-1][1]:
+        return None
+    return group.branches[0][0], group.branches[-1][1]
+
+
+def _rows(tensor: Tensor, span: Span) -> Tensor:
+    return tensor[:, :, span[0] : span[1]]
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, queries: Span, keys: Span, causal: bool
+) -> tuple[Tensor, Tensor]:
+    """Output [1, H, q, D] and log-sum-exp [1, H, q] of one block of queries over one block of keys."""
+    return _flash_cpu(  # type: ignore[no-any-return]
+        _rows(query, queries), _rows(key, keys), _rows(value, keys), 0.0, causal, scale=scale
+    )
+
+
+def _attend_backward(
+    grad_output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    logsumexp: Tensor,
+    scale: float,
+    queries: Span,
+    keys: Span,
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A block's share of the gradients of query, key and value, given the totals over all key blocks."""
+    return _flash_cpu_backward(  # type: ignore[no-any-return]
+        _rows(grad_output, queries),
+        _rows(query, queries),
+        _rows(key, keys),
+        _rows(value, keys),
+        _rows(output, queries),
+        _rows(logsumexp, queries).contiguous(),
+        0.0,
+        causal,
+        scale=scale,
+    )
+
+
+def _store(output: Tensor, logsumexp: Tensor, span: Span, part: Tensor, part_logsumexp: Tensor) -> None:
+    _rows(output, span).copy_(part)
+    _rows(logsumexp, span).copy_(part_logsumexp)
+
+
+def _merge(output: Tensor, logsumexp: Tensor, span: Span, part: Tensor, part_logsumexp: Tensor) -> None:
+    """Widen the softmax of the stored rows by another block of keys."""
+    stored = _rows(logsumexp, span)
+    weight = torch.sigmoid(part_logsumexp - stored).unsqueeze(-1)
+    rows = _rows(output, span)
+    rows.copy_(torch.lerp(rows.to(weight.dtype), part.to(weight.dtype), weight))
+    torch.logaddexp(stored, part_logsumexp, out=stored)
+
+
+# ---- any device: one call per trunk and per branch ------------------------------------------------------
+
+
+def _sdpa_by_group(
+    query: Tensor, key: Tensor, value: Tensor, layout: PackLayout, scale: float, window: int | None
+) -> Tensor:
+    parts = [
+        part
+        for group in layout.groups
+        for part in _sdpa_group(query, key, value, group, scale, window)
+    ]
+    return torch.cat(parts, dim=2)
+
+
+def _sdpa_group(
+    query: Tensor, key: Tensor, value: Tensor, group: GroupLayout, scale: float, window: int | None
+) -> list[Tensor]:
+    attend = functools.partial(nn.functional.scaled_dot_product_attention, scale=scale, enable_gqa=True)
+    trunk = group.trunk
+    spans = [(trunk,), *((trunk, branch) for branch in group.branches if branch[0] < branch[1])]
+    outputs = []
+    for path in spans:
+        keys, values = (torch.cat([_rows(tensor, span) for span in path], dim=2) for tensor in (key, value))
+        queries = _rows(query, path[-1])
+        mask = _path_mask(queries.shape[2], keys.shape[2], window, query.device)
+        outputs.append(attend(queries, keys, values, attn_mask=mask))
+    return outputs
+
+
+def _path_mask(num_queries: int, num_keys: int, window: int | None, device: torch.device) -> Tensor:
+    """[q, k] bool for queries that are the last tokens of a path of k tokens."""
+    positions = torch.arange(num_keys, device=device)
+    distance = positions[num_keys - num_queries :, None] - positions[None, :]
+    return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+
+
+# ---- GPU: flex attention --------------------------------------------------------------------------------
+
+
+@functools.cache
+def _has_triton() -> bool:
+    from torch.utils._triton import has_triton
+
+    if not has_triton():
+        logger.warning("Triton is missing: packed attention runs group by group, slower; install triton.")
+        return False
+    return True
+
+
+@functools.cache
+def _compiled_flex() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    return torch.compile(flex_attention, dynamic=False), torch.compile(create_block_mask, dynamic=False)
+
+
+def _flex(
+    query: Tensor, key: Tensor, value: Tensor, layout: PackLayout, scale: float, window: int | None
+) -> Tensor:
+    """Block-sparse attention; rows are padded to a power of two, so that few shapes are compiled."""
+    length = query.shape[2]
+    padded = flex_length(length)
+    flex_attention, create_block_mask = _compiled_flex()
+    mask = layout.cache.get((query.device, window))
+    if mask is None:
+        mask_mod = flex_mask_mod(layout, padded, query.device, window)
+        mask = create_block_mask(mask_mod, None, None, padded, padded, device=query.device)
+        layout.cache[query.device, window] = mask
+    rows = (nn.functional.pad(tensor, (0, 0, 0, padded - length)) for tensor in (query, key, value))
+    output: Tensor = flex_attention(*rows, block_mask=mask, scale=scale, enable_gqa=True)
+    return output[:, :, :length]
+
+
+def flex_length(length: int) -> int:
+    """The compiled length for rows of `length` tokens: a power of two, at least 256. Padding costs no blocks."""
+    return max(256, 1 << (length - 1).bit_length())
+
+
+def flex_mask_mod(
+    layout: PackLayout, length: int, device: torch.device, window: int | None = None
+) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """The mask of `packed_attention` as flex attention's `mask_mod`, for rows padded to `length` tokens.
+
+    Tables by token: its group, its branch (0 in a trunk, unique otherwise) and its position. Padding is a
+    group of branches of one token each: it sees itself, so that no row is empty, and nothing sees it.
+    """
+    group_of, branch_of, position_of = (table.to(device) for table in _tables(layout, length))
+
+    def mask_mod(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        same_path = (group_of[q] == group_of[k]) & ((branch_of[k] == 0) | (branch_of[k] == branch_of[q]))
+        visible = same_path & (k <= q)
+        return visible if window is None else visible & (position_of[q] - position_of[k] < window)
+
+    return mask_mod
+
+
+def _tables(layout: PackLayout, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    group_of = torch.full((length,), -1, dtype=torch.int32)
+    branch_of = torch.arange(1, length + 1, dtype=torch.int32)
+    position_of = torch.zeros(length, dtype=torch.int32)
+    for index, group in enumerate(layout.groups):
+        trunk_length = group.trunk[1] - group.trunk[0]
+        for branch_index, (start, end) in enumerate([group.trunk, *group.branches]):
+            group_of[start:end] = index
+            branch_of[start:end] = branch_index
+            first = trunk_length if branch_index else 0
+            position_of[start:end] = torch.arange(first, first + end - start, dtype=torch.int32)
+    return group_of, branch_of, position_of
