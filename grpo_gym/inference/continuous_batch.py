@@ -150,7 +150,7 @@ class ContinuousBatch:
         return admitted, new_prompts
 
     def _forward(self, decoding: list[SequenceState], new_prompts: list[Prompt]) -> Tensor:
-        """Logits [len(decoding), vocab_size] of one forward pass; those of new prompts go to `prompt.logits`."""
+        """Logits [len(decoding), vocab_size] of one forward pass; new prompts keep theirs themselves."""
         ids = [s.tokens[-1] for s in decoding]
         positions = [len(s.prompt.ids) + len(s.tokens) - 1 for s in decoding]
         keep, prefills = list(range(len(decoding))), []

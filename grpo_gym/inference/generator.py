@@ -1,8 +1,8 @@
 """In-process generation with a transformers model: continuous batching without padding.
 
 Every step is one forward pass over one packed sequence: the newest token of each running sequence, and the
-whole prompts of sequences that just joined. The completions of a group share one prompt, computed and stored once.
-Finished sequences leave and waiting ones take their place. For CPU and for debugging; on a GPU, vLLM.
+whole prompts of sequences that just joined. The completions of a group share one prompt, computed and stored
+once. Finished sequences leave and waiting ones take their place. For CPU and debugging; on a GPU use vLLM.
 """
 
 from __future__ import annotations

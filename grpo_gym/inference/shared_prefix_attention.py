@@ -58,7 +58,9 @@ def shared_prefix_attention(
         )
     unsupported = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
     if unsupported:
-        raise ValueError(f"in-process generation does not support attention with {unsupported[0]}: use vLLM.")
+        raise ValueError(
+            f"in-process generation does not support attention with {unsupported[0]}: set use_vllm=True."
+        )
     plan, layer = kv_cache.plan, int(module.layer_idx)  # type: ignore[arg-type]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = query[0] * scale, key[0], value[0]
@@ -184,8 +186,8 @@ def check_every_layer_cached(cache: SharedPrefixCache, num_layers: int, model_na
     """Raise ValueError when some layers did not attend through the cache: their scores would be wrong."""
     if len(cache.layers) != num_layers:
         raise ValueError(
-            f"only {len(cache.layers)} of {num_layers} layers of {model_name} use transformers' attention interface, "
-            "and in-process generation needs it: set use_vllm=True"
+            f"only {len(cache.layers)} of {num_layers} layers of {model_name} use the attention interface of "
+            "transformers, and in-process generation needs it: set use_vllm=True"
         )
 
 

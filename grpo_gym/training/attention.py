@@ -91,7 +91,7 @@ def _attention_forward(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """transformers' attention function: output [1, T, H, D] and no attention weights."""
+    """Transformers' attention function: output [1, T, H, D] and no attention weights."""
     if packed_layout is None:
         if sliding_window is not None:
             kwargs["sliding_window"] = sliding_window
@@ -127,14 +127,18 @@ class _CpuPackedAttention(torch.autograd.Function):
     """Exact attention over a `PackLayout` from calls of the CPU flash kernel on views of the row."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: PackLayout, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: PackLayout, scale: float
+    ) -> Tensor:
         output = torch.empty_like(query)
         logsumexp = query.new_empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32))
         attend = functools.partial(_attend, query, key, value, scale)
         for group in layout.groups:
             _store(output, logsumexp, group.trunk, *attend(group.trunk, group.trunk, True))
             if _branch_span(group):
-                _store(output, logsumexp, _branch_span(group), *attend(_branch_span(group), group.trunk, False))
+                _store(
+                    output, logsumexp, _branch_span(group), *attend(_branch_span(group), group.trunk, False)
+                )
             for branch in group.branches:
                 if branch[0] < branch[1]:
                     _merge(output, logsumexp, branch, *attend(branch, branch, True))
@@ -231,11 +235,7 @@ def _merge(output: Tensor, logsumexp: Tensor, span: Span, part: Tensor, part_log
 def _sdpa_by_group(
     query: Tensor, key: Tensor, value: Tensor, layout: PackLayout, scale: float, window: int | None
 ) -> Tensor:
-    parts = [
-        part
-        for group in layout.groups
-        for part in _sdpa_group(query, key, value, group, scale, window)
-    ]
+    parts = [part for group in layout.groups for part in _sdpa_group(query, key, value, group, scale, window)]
     return torch.cat(parts, dim=2)
 
 

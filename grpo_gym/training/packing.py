@@ -102,7 +102,9 @@ class PackedBatch:
         return dataclasses.replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
-def pack_groups(groups: Sequence[PackInput], max_tokens: int, shared_prefix: bool = True) -> list[PackedBatch]:
+def pack_groups(
+    groups: Sequence[PackInput], max_tokens: int, shared_prefix: bool = True
+) -> list[PackedBatch]:
     """Pack groups into as few micro-batches of at most `max_tokens` tokens as first-fit decreasing finds.
 
     A group above the budget is split and its prompt repeated. A single sequence above the budget gets a
@@ -127,7 +129,9 @@ def pad_packs(packs: Sequence[PackedBatch], count: int) -> list[PackedBatch]:
         ValueError: there are more than `count` micro-batches already.
     """
     if len(packs) > count:
-        raise ValueError(f"{len(packs)} micro-batches do not fit in {count}; count must be the maximum over ranks.")
+        raise ValueError(
+            f"{len(packs)} micro-batches do not fit in {count}; count must be the maximum over ranks."
+        )
     return [*packs, *(empty_pack() for _ in range(count - len(packs)))]
 
 

@@ -30,7 +30,7 @@ class Recipe:
     right; the last steps show the mix that the shipped model samples.
     """
 
-    steps: int = 1800
+    steps: int = 1400
     batch_size: int = 64
     micro_batch_size: int = 16
     learning_rate: float = 3e-3
