@@ -21,7 +21,9 @@ on_gpu = torch.cuda.is_available()
 
 # ---- 1. Data: any dataset with the columns `question` and `answer` -------------------------------------
 
-SYSTEM_PROMPT = """Think step by step inside <think>...</think>, then give the answer inside <answer>...</answer>."""
+SYSTEM_PROMPT = (
+    """Think step by step inside <think>...</think>, then give the answer inside <answer>...</answer>."""
+)
 
 
 def make_problems(count: int, seed: int) -> Dataset:

@@ -1,7 +1,7 @@
 """A Verifiers environment in, a better model out: the whole program.
 
-    python train_ultra_minimal.py                       # laptop: embedded model; GPU: Qwen2.5-1.5B with vLLM
-    python train_ultra_minimal.py --seed 1 --max_steps 100
+python train_ultra_minimal.py                       # laptop: embedded model; GPU: Qwen2.5-1.5B with vLLM
+python train_ultra_minimal.py --seed 1 --max_steps 100
 """
 
 import torch

@@ -62,5 +62,8 @@ def echo_env():
         return float(parser.parse_answer(completion) == answer)
 
     return vf.SingleTurnEnv(
-        dataset=echo_dataset(), eval_dataset=echo_dataset(4), parser=parser, rubric=vf.Rubric([correct], parser=parser)
+        dataset=echo_dataset(),
+        eval_dataset=echo_dataset(4),
+        parser=parser,
+        rubric=vf.Rubric([correct], parser=parser),
     )

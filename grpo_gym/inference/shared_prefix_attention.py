@@ -54,7 +54,7 @@ def shared_prefix_attention(
     """
     if kv_cache is None or kv_cache.plan is None:
         raise ValueError(
-            f"{type(module).__name__} does not pass forward arguments to its attention: use vLLM for it."
+            f"{type(module).__name__} was called without `kv_cache`: set use_vllm=True for this model."
         )
     unsupported = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
     if unsupported:

@@ -189,7 +189,9 @@ class WeightSyncGuard:
         token = self._settings.token
         given = headers.get(TOKEN_HEADER, "").encode()
         if token is not None and not hmac.compare_digest(given, token.encode()):
-            return refuse(401, f"{path} needs the server's token: set VF_VLLM_TOKEN for the trainer as for vf-vllm.")
+            return refuse(
+                401, f"{path} needs the server's token: set VF_VLLM_TOKEN for the trainer as for vf-vllm."
+            )
         if token is None and "origin" in headers:  # a web page in a browser on this machine
             return refuse(403, f"{path} is not for web pages.")
         if path.rstrip("/") == "/collective_rpc" and not self._settings.is_loopback:
@@ -206,7 +208,9 @@ class WeightSyncGuard:
         else:
             return None
         if holder is not None:
-            return refuse(409, f"Another trainer holds this server: {holder}. Stop it, or use another server.")
+            return refuse(
+                409, f"Another trainer holds this server: {holder}. Stop it, or use another server."
+            )
         if path == RELEASE_PATH:
             self._lease.release(trainer)
             return Answer(200, {"message": "released"})

@@ -30,7 +30,9 @@ class BytesGroup(StatelessProcessGroup):
             TypeError: not a C structure.
         """
         if not isinstance(obj, ctypes.Structure):
-            raise TypeError(f"Only C structures are sent between trainer and server, not {type(obj).__name__}.")
+            raise TypeError(
+                f"Only C structures are sent between trainer and server, not {type(obj).__name__}."
+            )
         key = f"bytes_from/{src}/{self.broadcast_send_counter}"
         self.broadcast_send_counter += 1
         if self.rank == src:

@@ -62,7 +62,9 @@ _SCHEMA = pa.schema(
 )
 
 
-def print_completions(groups: Sequence[RolloutGroup], step: int, count: int, console: Console | None = None) -> None:
+def print_completions(
+    groups: Sequence[RolloutGroup], step: int, count: int, console: Console | None = None
+) -> None:
     """Show the best and the worst completion of the first groups."""
     console = console or Console()
     for group in list(groups)[:count]:
@@ -72,7 +74,9 @@ def print_completions(groups: Sequence[RolloutGroup], step: int, count: int, con
         text = Text.assemble((group.prompt_text.strip()[-300:] + "\n", "dim"))
         shown = {id(r): r for r in (rollouts[-1], rollouts[0])}.values()
         for rollout in shown:
-            text.append(f"\nreward {rollout.reward:.2f}  ", style="bold green" if rollout.reward else "bold red")
+            text.append(
+                f"\nreward {rollout.reward:.2f}  ", style="bold green" if rollout.reward else "bold red"
+            )
             text.append(rollout.completion_text.strip()[:600])
         with tqdm.external_write_mode():  # keeps the progress bar on the last line
             console.print(Panel(text, title=f"step {step} - {group.task}", title_align="left"))

@@ -25,7 +25,9 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
 class ChatRenderer:
     """Renders conversations to ids, once per distinct first prompt (the G rollouts of a group share it)."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: dict[str, Any] | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self.chat_template_kwargs = chat_template_kwargs or {}
 
@@ -61,7 +63,9 @@ class ChatRenderer:
                 "multi-turn training needs a template that only appends."
             )
         end_of_turn = self._after_last_eos(before)
-        closing = [] if previous_ids and previous_ids[-1] in self._eos_ids() else [self.tokenizer.eos_token_id]
+        closing = (
+            [] if previous_ids and previous_ids[-1] in self._eos_ids() else [self.tokenizer.eos_token_id]
+        )
         return previous_ids + closing + self._encode(end_of_turn + full[len(before) :])
 
     def decode(self, ids: list[int]) -> str:

@@ -27,7 +27,9 @@ def rollout_from_output(output: Mapping[str, Any], policy_version: int) -> Rollo
         sampler_logprobs=logprobs,
         loss_mask=mask,
         reward=None if error else float(output["reward"]),
-        metrics={} if error else {name: float(value) for name, value in (output.get("metrics") or {}).items()},
+        metrics={}
+        if error
+        else {name: float(value) for name, value in (output.get("metrics") or {}).items()},
         policy_version=policy_version,
         finish_reason="length" if output.get("is_truncated") else "stop",
         error=error,

@@ -73,7 +73,9 @@ class RolloutEngine:
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
         self._thread.start()
 
-    def submit(self, row: Row, num_generations: int, params: SamplingParams, seed: int | None) -> Future[RolloutGroup]:
+    def submit(
+        self, row: Row, num_generations: int, params: SamplingParams, seed: int | None
+    ) -> Future[RolloutGroup]:
         """Start one group; the future resolves to it."""
         return self.run(self.generate_group(row, num_generations, params, seed))
 
@@ -119,7 +121,8 @@ class RolloutEngine:
         self, rows: Sequence[Row], num_generations: int, params: SamplingParams, seeds: Sequence[int | None]
     ) -> list[RolloutGroup]:
         tasks = [
-            self.generate_group(row, num_generations, params, seed) for row, seed in zip(rows, seeds, strict=True)
+            self.generate_group(row, num_generations, params, seed)
+            for row, seed in zip(rows, seeds, strict=True)
         ]
         # All rollouts of a wave are announced before the first one asks for tokens, so that an in-process
         # sampler sees the whole batch.

@@ -72,7 +72,11 @@ class PromptStream:
     """
 
     def __init__(
-        self, rows: EnvironmentRows, seed: int, shuffle: bool = True, accepts: Callable[[Row], bool] | None = None
+        self,
+        rows: EnvironmentRows,
+        seed: int,
+        shuffle: bool = True,
+        accepts: Callable[[Row], bool] | None = None,
     ) -> None:
         self._rows = rows
         self._seed = seed

@@ -136,5 +136,8 @@ class TokenClient(vf.Client):
 def _usage(prompt_ids: list[int], result: SampleResult) -> Usage:
     prompt, completion = len(prompt_ids), len(result.completion_ids)
     return Usage(
-        prompt_tokens=prompt, completion_tokens=completion, reasoning_tokens=0, total_tokens=prompt + completion
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        reasoning_tokens=0,
+        total_tokens=prompt + completion,
     )

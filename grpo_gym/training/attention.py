@@ -6,8 +6,8 @@ evaluation). No [T, T] mask is ever built on the CPU, and only its blocks on a G
 
 A token of a branch attends to two key sets, the trunk and its own branch. Softmax over their union is exact
 from the two parts and their log-sum-exps, and so is the backward pass when each part's kernel is given the
-total output and the total log-sum-exp (the identity behind ring attention, Liu et al. 2023, arXiv:2310.01889).
-So each trunk is read once by all of its branches, without copies of its keys and values.
+total output and the total log-sum-exp (the identity behind ring attention, Liu et al. 2023,
+arXiv:2310.01889). So each trunk is read once by all of its branches, without copies of its keys and values.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -107,8 +107,10 @@ def _attention_forward(
 
 def _previous_forward(previous: str, module: nn.Module) -> Callable[..., Any]:
     """The attention function of that name; "eager" is the one in the model's own source file."""
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    return ALL_ATTENTION_FUNCTIONS.get_interface(previous, eager)
+    if previous == "eager":
+        eager: Callable[..., Any] = sys.modules[type(module).__module__].eager_attention_forward
+        return eager
+    return ALL_ATTENTION_FUNCTIONS[previous]
 
 
 def _same_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -132,101 +134,77 @@ class _CpuPackedAttention(torch.autograd.Function):
     ) -> Tensor:
         output = torch.empty_like(query)
         logsumexp = query.new_empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32))
-        attend = functools.partial(_attend, query, key, value, scale)
-        for group in layout.groups:
-            _store(output, logsumexp, group.trunk, *attend(group.trunk, group.trunk, True))
-            if _branch_span(group):
-                _store(
-                    output, logsumexp, _branch_span(group), *attend(_branch_span(group), group.trunk, False)
-                )
-            for branch in group.branches:
-                if branch[0] < branch[1]:
-                    _merge(output, logsumexp, branch, *attend(branch, branch, True))
+        for block in _blocks(layout):
+            part, part_logsumexp = _flash_cpu(
+                _rows(query, block.queries),
+                _rows(key, block.keys),
+                _rows(value, block.keys),
+                0.0,
+                block.causal,
+                scale=scale,
+            )
+            store = _merge if block.adds_keys else _store
+            store(_rows(output, block.queries), _rows(logsumexp, block.queries), part, part_logsumexp)
         ctx.save_for_backward(query, key, value, output, logsumexp)
         ctx.layout, ctx.scale = layout, scale
         return output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        query, key, value = ctx.saved_tensors[:3]
-        grads = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-        attend_backward = functools.partial(_attend_backward, grad_output, *ctx.saved_tensors, ctx.scale)
-        for group in ctx.layout.groups:
-            trunk, branches = group.trunk, _branch_span(group)
-            for grad, part in zip(grads, attend_backward(trunk, trunk, True), strict=True):
-                _rows(grad, trunk).copy_(part)
-            if branches:
-                grad_query, *grad_trunk = attend_backward(branches, trunk, False)
-                for grad, part in zip(grads[1:], grad_trunk, strict=True):
-                    _rows(grad, trunk).add_(part)
-                _rows(grads[0], branches).copy_(grad_query)
-            for branch in group.branches:
-                if branch[0] < branch[1]:
-                    grad_query, *grad_own = attend_backward(branch, branch, True)
-                    for grad, part in zip(grads[1:], grad_own, strict=True):
-                        _rows(grad, branch).copy_(part)
-                    _rows(grads[0], branch).add_(grad_query)
-        return (*grads, None, None)
+        query, key, value, output, logsumexp = ctx.saved_tensors
+        grad_query, grad_key, grad_value = (torch.zeros_like(tensor) for tensor in (query, key, value))
+        for block in _blocks(ctx.layout):
+            parts = _flash_cpu_backward(
+                _rows(grad_output, block.queries),
+                _rows(query, block.queries),
+                _rows(key, block.keys),
+                _rows(value, block.keys),
+                _rows(output, block.queries),
+                _rows(logsumexp, block.queries).contiguous(),
+                0.0,
+                block.causal,
+                scale=ctx.scale,
+            )
+            _rows(grad_query, block.queries).add_(parts[0])
+            _rows(grad_key, block.keys).add_(parts[1])
+            _rows(grad_value, block.keys).add_(parts[2])
+        return grad_query, grad_key, grad_value, None, None
 
 
-def _branch_span(group: GroupLayout) -> Span | None:
-    """From the first to the last token of the branches, which lie next to each other; None without any."""
-    if not group.branches or group.branches[0][0] == group.branches[-1][1]:
-        return None
-    return group.branches[0][0], group.branches[-1][1]
+class _Block(NamedTuple):
+    """One kernel call. `adds_keys`: its queries have attended to other keys in a block before."""
+
+    queries: Span
+    keys: Span
+    causal: bool
+    adds_keys: bool = False
+
+
+def _blocks(layout: PackLayout) -> Iterator[_Block]:
+    """Trunk to itself; all branches of a group, side by side in the row, to the trunk; each to itself."""
+    for group in layout.groups:
+        yield _Block(group.trunk, group.trunk, causal=True)
+        branches = [branch for branch in group.branches if branch[0] < branch[1]]
+        if branches:
+            yield _Block((branches[0][0], branches[-1][1]), group.trunk, causal=False)
+        for branch in branches:
+            yield _Block(branch, branch, causal=True, adds_keys=True)
 
 
 def _rows(tensor: Tensor, span: Span) -> Tensor:
     return tensor[:, :, span[0] : span[1]]
 
 
-def _attend(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, queries: Span, keys: Span, causal: bool
-) -> tuple[Tensor, Tensor]:
-    """Output [1, H, q, D] and log-sum-exp [1, H, q] of one block of queries over one block of keys."""
-    return _flash_cpu(  # type: ignore[no-any-return]
-        _rows(query, queries), _rows(key, keys), _rows(value, keys), 0.0, causal, scale=scale
-    )
+def _store(output: Tensor, logsumexp: Tensor, part: Tensor, part_logsumexp: Tensor) -> None:
+    output.copy_(part)
+    logsumexp.copy_(part_logsumexp)
 
 
-def _attend_backward(
-    grad_output: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    output: Tensor,
-    logsumexp: Tensor,
-    scale: float,
-    queries: Span,
-    keys: Span,
-    causal: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A block's share of the gradients of query, key and value, given the totals over all key blocks."""
-    return _flash_cpu_backward(  # type: ignore[no-any-return]
-        _rows(grad_output, queries),
-        _rows(query, queries),
-        _rows(key, keys),
-        _rows(value, keys),
-        _rows(output, queries),
-        _rows(logsumexp, queries).contiguous(),
-        0.0,
-        causal,
-        scale=scale,
-    )
-
-
-def _store(output: Tensor, logsumexp: Tensor, span: Span, part: Tensor, part_logsumexp: Tensor) -> None:
-    _rows(output, span).copy_(part)
-    _rows(logsumexp, span).copy_(part_logsumexp)
-
-
-def _merge(output: Tensor, logsumexp: Tensor, span: Span, part: Tensor, part_logsumexp: Tensor) -> None:
+def _merge(output: Tensor, logsumexp: Tensor, part: Tensor, part_logsumexp: Tensor) -> None:
     """Widen the softmax of the stored rows by another block of keys."""
-    stored = _rows(logsumexp, span)
-    weight = torch.sigmoid(part_logsumexp - stored).unsqueeze(-1)
-    rows = _rows(output, span)
-    rows.copy_(torch.lerp(rows.to(weight.dtype), part.to(weight.dtype), weight))
-    torch.logaddexp(stored, part_logsumexp, out=stored)
+    weight = torch.sigmoid(part_logsumexp - logsumexp).unsqueeze(-1)
+    output.copy_(torch.lerp(output.to(weight.dtype), part.to(weight.dtype), weight))
+    logsumexp.copy_(torch.logaddexp(logsumexp, part_logsumexp))
 
 
 # ---- any device: one call per trunk and per branch ------------------------------------------------------
@@ -299,7 +277,7 @@ def _flex(
 
 
 def flex_length(length: int) -> int:
-    """The compiled length for rows of `length` tokens: a power of two, at least 256. Padding costs no blocks."""
+    """The compiled length for rows of `length` tokens: a power of two, at least 256."""
     return max(256, 1 << (length - 1).bit_length())
 
 

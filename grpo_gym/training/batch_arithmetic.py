@@ -52,7 +52,9 @@ def plan_batch(
     valid = " or ".join(f"num_generations={d}" for d in nearest_divisors(completions, num_generations))
     per_unit = num_processes * gradient_accumulation_steps
     batch = next(
-        size for size in range(per_device_train_batch_size + 1, 10**9) if size * per_unit % num_generations == 0
+        size
+        for size in range(per_device_train_batch_size + 1, 10**9)
+        if size * per_unit % num_generations == 0
     )
     choices = f"{valid} or " if valid else ""
     raise ValueError(

@@ -44,18 +44,28 @@ class GRPOConfig(TrainingArguments):
     learning_rate: float = _option(1e-6, "Peak learning rate: 1e-6 for full fine-tuning, 1e-5 for LoRA.")
     lr_scheduler_type: str = _option("constant_with_warmup", "Learning-rate schedule.")
     logging_steps: float = _option(1, "Log every this many optimizer steps.")
-    report_to: None | str | list[str] = _option("tensorboard", "Where metrics go: tensorboard, wandb, none, ...")
+    report_to: None | str | list[str] = _option(
+        "tensorboard", "Where metrics go: tensorboard, wandb, none, ..."
+    )
     bf16: bool | None = _option(None, "Mixed bfloat16. None: on where the GPU has it, off on CPU.")
     remove_unused_columns: bool = _option(False, "Kept False: rows belong to the environment.")
 
     # Model
-    model_init_kwargs: dict[str, Any] = _option({}, "Keyword arguments of AutoModelForCausalLM.from_pretrained.")
-    torch_dtype: str | None = _option(None, "Dtype the weights are loaded in: float32, bfloat16, auto. None: float32.")
-    attn_implementation: str | None = _option(None, "Attention of generation and the padded path: sdpa, eager, ...")
+    model_init_kwargs: dict[str, Any] = _option(
+        {}, "Keyword arguments of AutoModelForCausalLM.from_pretrained."
+    )
+    torch_dtype: str | None = _option(
+        None, "Dtype the weights are loaded in: float32, bfloat16, auto. None: float32."
+    )
+    attn_implementation: str | None = _option(
+        None, "Attention of generation and the padded path: sdpa, eager, ..."
+    )
 
     # Rollouts
     num_generations: int = _option(8, "Completions per prompt (the group size G).")
-    max_prompt_length: int | None = _option(None, "Longer prompts are left out (counted). None: what the model allows.")
+    max_prompt_length: int | None = _option(
+        None, "Longer prompts are left out (counted). None: what the model allows."
+    )
     max_completion_length: int = _option(256, "Longest completion, in tokens.")
     max_tokens: int | None = _option(None, "Another name of max_completion_length.")
     max_new_tokens: int | None = _option(None, "Another name of max_completion_length.")
@@ -66,19 +76,26 @@ class GRPOConfig(TrainingArguments):
     repetition_penalty: float = _option(1.0, "vLLM's repetition penalty.")
     shuffle_dataset: bool = _option(True, "Shuffle prompts in every epoch.")
     completions_per_step: int | None = _option(None, "Derived; set only to override the batch arithmetic.")
-    max_rollout_retries: int = _option(2, "How often a rollout that failed for an infrastructure reason is tried again.")
+    max_rollout_retries: int = _option(
+        2, "How often a rollout that failed for an infrastructure reason is tried again."
+    )
     max_concurrent_rollouts: int = _option(512, "Rollouts in flight at once.")
     filter_zero_variance: bool = _option(
-        False, "Leave out groups whose rewards are all equal and draw fresh prompts instead (dynamic sampling)."
+        False,
+        "Leave out groups whose rewards are all equal and draw fresh prompts instead (dynamic sampling).",
     )
-    max_refill: float = _option(2.0, "Fresh prompts per step for filter_zero_variance, in multiples of a step.")
+    max_refill: float = _option(
+        2.0, "Fresh prompts per step for filter_zero_variance, in multiples of a step."
+    )
     max_staleness: int | None = _option(
         None, "How many versions old rollouts may be. 0: strictly on-policy. None: 1 with a server, else 0."
     )
 
     # vLLM
     use_vllm: bool = _option(False, "Sample with a vf-vllm server instead of in this process.")
-    vllm_mode: str = _option("server", "server: one that runs already; colocate: started here, on the same device.")
+    vllm_mode: str = _option(
+        "server", "server: one that runs already; colocate: started here, on the same device."
+    )
     vllm_server_base_url: str | None = _option(None, "URL of the server; overrides host and port.")
     vllm_server_base_urls: list[str] | None = _option(None, "URLs of several independent servers.")
     vllm_server_host: str = _option("127.0.0.1", "Host of the server.")
@@ -88,7 +105,8 @@ class GRPOConfig(TrainingArguments):
     vllm_gpu_memory_utilization: float = _option(0.3, "Share of the GPU a colocated server takes.")
     vllm_max_model_len: int | None = _option(None, "Context length of a colocated server.")
     vllm_canary_tolerance: float = _option(
-        0.05, "Largest mean difference of log-probs between server and trainer after a sync; bfloat16 needs slack."
+        0.05,
+        "Largest mean difference of log-probs between server and trainer after a sync; bfloat16 needs slack.",
     )
 
     # Advantages and loss
@@ -99,12 +117,17 @@ class GRPOConfig(TrainingArguments):
         None,
         "Upper clip range of the ratio. None: 0.28 (clip-higher); for gspo 4e-4; for cispo 5.0, the cap of the ratio.",
     )
-    delta: float | None = _option(None, "Upper clip of the ratio for negative advantages (two-sided clipping).")
+    delta: float | None = _option(
+        None, "Upper clip of the ratio for negative advantages (two-sided clipping)."
+    )
     beta: float = _option(0.0, "Weight of the k3 KL to the reference model; 0 loads no reference.")
     num_iterations: int = _option(1, "Optimizer steps on each batch of rollouts.")
-    mask_truncated_completions: bool = _option(False, "Leave completions that hit the length limit out of the loss.")
+    mask_truncated_completions: bool = _option(
+        False, "Leave completions that hit the length limit out of the loss."
+    )
     importance_sampling_mode: str = _option(
-        "token_truncate", "Sampler/trainer mismatch correction: token_truncate, token_mask, sequence_mask, none."
+        "token_truncate",
+        "Sampler/trainer mismatch correction: token_truncate, token_mask, sequence_mask, none.",
     )
     importance_sampling_cap: float | None = _option(
         None, "Cap of the mismatch ratio. None: 3.0 by token, 1.05 for the mean ratio of sequence_mask."
@@ -113,19 +136,27 @@ class GRPOConfig(TrainingArguments):
     # Speed and memory
     max_tokens_per_micro_batch: int = _option(16384, "Token budget of one forward and backward pass.")
     logprob_chunk_size: int = _option(1024, "Tokens projected to the vocabulary at once.")
-    shared_prefix: bool = _option(True, "Compute the prompt of a group once (where the model's attention allows it).")
+    shared_prefix: bool = _option(
+        True, "Compute the prompt of a group once (where the model's attention allows it)."
+    )
 
     # Evaluation and logs
     eval_num_problems: int = _option(64, "Held-out problems of an evaluation.")
     eval_num_samples: int = _option(1, "Samples per held-out problem.")
-    eval_temperature: float | None = _option(None, "Temperature of an evaluation; None: the training temperature.")
-    log_completions: bool = _option(True, "Print sample completions now and then and keep all of them as Parquet.")
+    eval_temperature: float | None = _option(
+        None, "Temperature of an evaluation; None: the training temperature."
+    )
+    log_completions: bool = _option(
+        True, "Print sample completions now and then and keep all of them as Parquet."
+    )
     log_completions_steps: int = _option(10, "Print sample completions every this many steps.")
     num_completions_to_print: int = _option(2, "How many sample completions are printed.")
 
     def __post_init__(self) -> None:
         if self.output_dir is None:
             self.output_dir = os.path.join("outputs", self.run_name or "grpo")
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False  # every micro-batch reaches every parameter
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         self._resolve_completion_length()
@@ -228,7 +259,12 @@ class GRPOConfig(TrainingArguments):
         resolve_epsilon_high(self.loss_type, self.epsilon, self.epsilon_high, self.delta)
 
     def _check_numbers(self) -> None:
-        positive = ("max_completion_length", "num_iterations", "max_tokens_per_micro_batch", "logprob_chunk_size")
+        positive = (
+            "max_completion_length",
+            "num_iterations",
+            "max_tokens_per_micro_batch",
+            "logprob_chunk_size",
+        )
         for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: use at least 1.")
@@ -244,4 +280,3 @@ class GRPOConfig(TrainingArguments):
             raise ValueError(
                 "auto_find_batch_size would break groups apart; lower max_tokens_per_micro_batch to save memory."
             )
-

@@ -148,9 +148,7 @@ def _with_logprobs(forward: Callable[..., Any]) -> Callable[..., Any]:
         if packed is None:
             return original(self, *args, **kwargs)
         if kwargs.get("inputs_embeds") is not None:
-            raise ValueError(
-                "packed log-probs take token ids only: prompt-learning adapters do not fit, use LoRA."
-            )
+            raise ValueError("packed log-probs take token ids only: use LoRA, not prompt learning.")
         return _model_logprobs(self, packed)
 
     forward_or_logprobs.answers_logprobs = True  # type: ignore[attr-defined]
@@ -183,9 +181,7 @@ def _linear_or_logprobs(
     if targets is None or transform is None:
         return nn.Linear.forward(self, hidden)
     if isinstance(self.weight, DTensor):
-        raise ValueError(
-            "the LM head's weight is sharded inside its forward: tensor parallelism is not supported."
-        )
+        raise ValueError("tensor parallelism of the LM head is not supported: shard with FSDP2 or ZeRO.")
     return linear_logprobs(hidden, self.weight, self.bias, targets, transform, chunk_size)
 
 

@@ -1,4 +1,4 @@
-"""Hidden states at the positions that predict completion tokens, by the cheapest path that is exact for a model."""
+"""Hidden states that predict completion tokens, by the cheapest path that is exact for a model."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ PACKABLE_MODEL_TYPES = frozenset(
 )
 # Frequencies of these depend on the longest sequence of the batch, not on a token's position alone.
 _BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
+_ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
 
 def packing_support(model_or_config: PreTrainedModel | PretrainedConfig) -> tuple[PackingSupport, str]:
@@ -49,12 +50,10 @@ def packing_support(model_or_config: PreTrainedModel | PretrainedConfig) -> tupl
         sequences. "padded": neither; rows become a right-padded batch inside the forward. And a reason,
         empty for "shared_prefix".
     """
-    config = getattr(model_or_config, "config", model_or_config)
+    config: Any = getattr(model_or_config, "config", model_or_config)
     if config.model_type not in PACKABLE_MODEL_TYPES:
         return "padded", f"packing is not tested for {config.model_type} models"
-    other_layers = sorted(
-        set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    )
+    other_layers = sorted(set(getattr(config, "layer_types", None) or ()) - _ATTENTION_LAYERS)
     if other_layers:
         return "padded", f"{config.model_type} has {other_layers[0]} layers, which mix the sequences of a row"
     rope = _rope_parameters(config)

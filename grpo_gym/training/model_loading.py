@@ -6,13 +6,21 @@ import copy
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from grpo_gym.models import resolve_model
 from grpo_gym.training.config import GRPOConfig
 
 
-def load_tokenizer(model: str | PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    model: str | PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+) -> PreTrainedTokenizerBase:
     """The given tokenizer, else the model's; a missing pad token becomes the end-of-sequence token."""
     if tokenizer is None:
         name = resolve_model(model) if isinstance(model, str) else model.config._name_or_path

@@ -1,9 +1,9 @@
-"""Packing: the completions of a group behind one copy of their prompt, several groups to a micro-batch, no padding.
+"""Packing: the completions of a group behind one copy of their prompt, several groups to a row, no padding.
 
 A group of G completions is laid out as `prompt c1 c2 ... cG` on one row of T tokens. The positions of every
-completion continue those of the prompt, and attention (`attention.py`) lets it see the prompt and itself only,
-so each token's hidden state is the one it has in `prompt + completion` alone. The last token of a completion
-predicts nothing and is left out of the row.
+completion continue those of the prompt, and attention (`attention.py`) lets it see the prompt and itself
+only, so each token's hidden state is the one it has in `prompt + completion` alone. The last token of a
+completion predicts nothing and is left out of the row.
 
 With `shared_prefix=False` every completion gets its own copy of the prompt: padding-free rows for models
 whose attention cannot branch.
@@ -105,7 +105,7 @@ class PackedBatch:
 def pack_groups(
     groups: Sequence[PackInput], max_tokens: int, shared_prefix: bool = True
 ) -> list[PackedBatch]:
-    """Pack groups into as few micro-batches of at most `max_tokens` tokens as first-fit decreasing finds.
+    """Pack groups into as few micro-batches of `max_tokens` tokens as first-fit decreasing finds.
 
     A group above the budget is split and its prompt repeated. A single sequence above the budget gets a
     micro-batch of its own: nothing shorter would be exact. The result depends on the arguments alone.
@@ -130,7 +130,7 @@ def pad_packs(packs: Sequence[PackedBatch], count: int) -> list[PackedBatch]:
     """
     if len(packs) > count:
         raise ValueError(
-            f"{len(packs)} micro-batches do not fit in {count}; count must be the maximum over ranks."
+            f"{len(packs)} micro-batches are more than {count}: count is the maximum over ranks."
         )
     return [*packs, *(empty_pack() for _ in range(count - len(packs)))]
 

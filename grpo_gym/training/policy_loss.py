@@ -51,7 +51,9 @@ class PolicyLoss:
         shares = balance_over_ranks(inputs, num_ranks)
         packs = [
             pack_groups(
-                [inputs[i] for i in share], self.args.max_tokens_per_micro_batch, shared_prefix=self.shared_prefix
+                [inputs[i] for i in share],
+                self.args.max_tokens_per_micro_batch,
+                shared_prefix=self.shared_prefix,
             )
             for share in shares
         ]
@@ -87,7 +89,9 @@ class PolicyLoss:
         )
         per_token = per_token * correction
         if self.args.beta != 0.0:
-            per_token = per_token + self.args.beta * self._kl(model, pack, logprobs, old, tokens.mask, metrics)
+            per_token = per_token + self.args.beta * self._kl(
+                model, pack, logprobs, old, tokens.mask, metrics
+            )
         metrics.add_mean("entropy", (entropy * tokens.mask).sum(), tokens.mask.sum())
         for each in (stats, mismatch_stats):
             each.add_to(metrics)
@@ -100,7 +104,13 @@ class PolicyLoss:
         )
 
     def _kl(
-        self, model: nn.Module, pack: PackedBatch, logprobs: Tensor, old: Tensor, mask: Tensor, metrics: Reduction
+        self,
+        model: nn.Module,
+        pack: PackedBatch,
+        logprobs: Tensor,
+        old: Tensor,
+        mask: Tensor,
+        metrics: Reduction,
     ) -> Tensor:
         """The KL penalty of each token, [N]; its plain k3 is what the metric `kl` shows."""
         reference = self._reference_logprobs(model, pack)
@@ -155,7 +165,9 @@ class _TokenData:
         ids = torch.tensor(pack.rollout_ids, dtype=torch.long)
         rollouts = [batch.rollouts[i] for i in pack.rollout_ids]
         mask = torch.tensor([m for r in rollouts for m in r.loss_mask], dtype=torch.float32, device=device)
-        sampler = torch.tensor([p for r in rollouts for p in r.sampler_logprobs], dtype=torch.float32, device=device)
+        sampler = torch.tensor(
+            [p for r in rollouts for p in r.sampler_logprobs], dtype=torch.float32, device=device
+        )
         index = pack.sequence_index
         advantages = batch.advantages[ids].to(device, torch.float32)[index]
         weights = batch.weights[ids].to(device, torch.float32)[index] * mask

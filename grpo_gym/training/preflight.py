@@ -49,7 +49,9 @@ class Preflight:
         rows = EnvironmentRows(env, "train")
         self.stream = PromptStream(rows, args.seed, args.shuffle_dataset, self._fits)
         self._check_some_prompt_fits(rows)
-        self.eval_rows = [r for r in select_eval_rows(EnvironmentRows(env, "eval"), args.eval_num_problems) if self._fits(r)]
+        self.eval_rows = [
+            r for r in select_eval_rows(EnvironmentRows(env, "eval"), args.eval_num_problems) if self._fits(r)
+        ]
         self.steps_per_epoch = -(-len(rows) // args.batch_plan.prompts_per_step) * args.num_iterations
         if args.use_vllm and args.vllm_mode == "server" and args.process_index == 0:
             self._check_servers()

@@ -39,7 +39,9 @@ def load_rollout_state(trainer: GRPOTrainer, checkpoint: str) -> None:
     """
     path = Path(checkpoint) / ROLLOUT_STATE_NAME
     if not path.is_file():
-        raise ValueError(f"{checkpoint} has no {ROLLOUT_STATE_NAME}: resume from a checkpoint of GRPOTrainer.")
+        raise ValueError(
+            f"{checkpoint} has no {ROLLOUT_STATE_NAME}: resume from a checkpoint of GRPOTrainer."
+        )
     state = json.loads(path.read_text())
     if trainer.rollouts is not None and trainer.rollouts.source is not None:
         trainer.rollouts.source.load_state_dict(state["source"])

@@ -68,7 +68,9 @@ def make_step_batch(
     `per_device_train_batch_size` is the batch over which bnpo takes its token means, whatever the packing.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    group_index = torch.tensor([i for i, group in enumerate(groups) for _ in group.rollouts], dtype=torch.long)
+    group_index = torch.tensor(
+        [i for i, group in enumerate(groups) for _ in group.rollouts], dtype=torch.long
+    )
     rewards = torch.tensor(
         [float("nan") if not r.is_valid else r.reward for r in rollouts], dtype=torch.float64
     )

@@ -122,7 +122,7 @@ class GRPOTrainer(Trainer):
         reduction = Reduction()
         loss = self._forward_backward(model, batch, reduction)
         self._buffer.add(reduction.reduce(self.accelerator))
-        self._log_timing(time.perf_counter() - start)
+        self._collect_metrics(time.perf_counter() - start)
         return loss
 
     def evaluate(
@@ -203,7 +203,6 @@ class GRPOTrainer(Trainer):
     # ---- reporting --------------------------------------------------------------------------------------
 
     def _report_rollouts(self, step: StepRollouts) -> None:
-        self._buffer.add({**rollout_metrics(step.groups), **step.metrics()})
         if not self.is_world_process_zero() or not self.args.log_completions:
             return
         number = self.state.global_step
@@ -211,11 +210,14 @@ class GRPOTrainer(Trainer):
         if self.args.num_completions_to_print and number % self.args.log_completions_steps == 0:
             print_completions(step.groups, number, self.args.num_completions_to_print)
 
-    def _log_timing(self, train_seconds: float) -> None:
+    def _collect_metrics(self, train_seconds: float) -> None:
+        """Metrics of the rollouts trained on, and where the time went."""
         assert self.rollouts is not None and self.last_groups is not None
-        rollout_seconds = self.last_groups.seconds / self.args.num_iterations
+        step = self.last_groups
+        rollout_seconds = step.seconds / self.args.num_iterations
         seconds = train_seconds + rollout_seconds + self.rollouts.sync_seconds
-        tokens = self.last_groups.num_completion_tokens / self.args.num_iterations
+        tokens = step.num_completion_tokens / self.args.num_iterations
+        self._buffer.add({**rollout_metrics(step.groups), **step.metrics()})
         self._buffer.add(
             {
                 "time/rollout": rollout_seconds,
@@ -247,7 +249,9 @@ class GRPOTrainer(Trainer):
 
 def _one_batch_per_step(args: GRPOConfig) -> GRPOConfig:
     """The Trainer's own accumulation is off: `training_step` accumulates over packed micro-batches itself."""
-    return dataclasses.replace(args, gradient_accumulation_steps=1, completions_per_step=args.completions_per_step)
+    return dataclasses.replace(
+        args, gradient_accumulation_steps=1, completions_per_step=args.completions_per_step
+    )
 
 
 def _step_number(items: list[int]) -> dict[str, int]:

@@ -22,8 +22,7 @@ def test_no_sampling_defaults_hide_in_the_generation_config(tiny_model):
     assert not hidden & set(tiny_model.generation_config.to_diff_dict())
 
 
-def test_a_greedy_answer_depends_on_the_question(tiny_model, tiny_tokenizer):
-    from tiny_model.measure import sample_texts  # noqa: F401  (tools on the path)
+def test_the_next_token_depends_on_the_question(tiny_model, tiny_tokenizer):
     from tiny_model.train import encode_prompt
 
     logits = []
@@ -68,7 +67,9 @@ def test_answers_plain_sums_under_other_system_prompts(tiny_model, tiny_tokenize
     from tiny_model.tasks import plain_sum
 
     rng = Random(5)
-    measured = measure(tiny_model, tiny_tokenizer, [plain_sum(rng) for _ in range(300)], 0, system_prompt)
+    drawn = (plain_sum(rng) for _ in range(400))
+    problems = [problem for problem in drawn if "=-" not in problem.steps]
+    measured = measure(tiny_model, tiny_tokenizer, problems, 0, system_prompt)
     assert measured.worked_accuracy > 0.7
     assert 0.1 < measured.worked_share < 0.35
     assert measured.clipped < 0.02

@@ -51,7 +51,9 @@ def test_rewards_and_spread(run, echo_env, scripted_sampler):
         assert group.has_spread
 
 
-def test_requests_of_a_group_have_different_seeds_and_the_run_is_reproducible(run, echo_env, scripted_sampler):
+def test_requests_of_a_group_have_different_seeds_and_the_run_is_reproducible(
+    run, echo_env, scripted_sampler
+):
     seeds = []
     for _ in range(2):
         sampler = scripted_sampler(lambda prompt, n: "<answer>0</answer>")
@@ -62,7 +64,9 @@ def test_requests_of_a_group_have_different_seeds_and_the_run_is_reproducible(ru
 
 
 def test_server_failure_is_retried_and_then_counted_not_scored_as_wrong(run, echo_env, scripted_sampler):
-    sampler = scripted_sampler(lambda prompt, n: InferenceError("server down") if n < 2 else "<answer>0</answer>")
+    sampler = scripted_sampler(
+        lambda prompt, n: InferenceError("server down") if n < 2 else "<answer>0</answer>"
+    )
     _, (group,) = run(echo_env, sampler)
     assert [r.reward for r in group.rollouts] == [1.0] * 4
 

@@ -36,7 +36,9 @@ def test_tickets_are_unique_over_epochs_and_lead_back_to_their_row(echo_env):
 
 
 def test_prompts_that_do_not_fit_are_skipped_and_counted(echo_env):
-    stream = PromptStream(EnvironmentRows(echo_env, "train"), seed=0, accepts=lambda row: row["example_id"] % 2 == 0)
+    stream = PromptStream(
+        EnvironmentRows(echo_env, "train"), seed=0, accepts=lambda row: row["example_id"] % 2 == 0
+    )
     assert sorted(ids(take(stream, 4))) == [0, 2, 4, 6]
     assert stream.num_skipped > 0
 

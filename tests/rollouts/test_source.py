@@ -42,7 +42,10 @@ def spread_on_even_questions(prompt, n):
 
 def test_filter_draws_fresh_prompts_until_the_step_is_full(make_source, scripted_sampler):
     source = make_source(
-        scripted_sampler(spread_on_even_questions), filter_zero_variance=True, max_refill=8, prompts_per_step=4
+        scripted_sampler(spread_on_even_questions),
+        filter_zero_variance=True,
+        max_refill=8,
+        prompts_per_step=4,
     )
     step = source.next_step(0)
     assert len(step.groups) == 4
@@ -55,7 +58,9 @@ def test_filter_draws_fresh_prompts_until_the_step_is_full(make_source, scripted
 def test_filter_ends_at_its_cap_when_nothing_is_informative(make_source, scripted_sampler, source_class):
     sampler = scripted_sampler(lambda prompt, n: "<answer>no</answer>")
     staleness = int(source_class is OverlappedSource)
-    source = make_source(sampler, source_class, filter_zero_variance=True, max_refill=2, max_staleness=staleness)
+    source = make_source(
+        sampler, source_class, filter_zero_variance=True, max_refill=2, max_staleness=staleness
+    )
     step = source.next_step(0)
     assert len(step.groups) == 2
     assert step.num_generated == 6
@@ -73,7 +78,9 @@ def test_a_step_in_which_everything_failed_is_an_error(make_source, scripted_sam
         source.next_step(0)
 
 
-def test_evaluation_uses_the_same_seeds_every_time_and_takes_no_prompt(make_source, scripted_sampler, echo_env):
+def test_evaluation_uses_the_same_seeds_every_time_and_takes_no_prompt(
+    make_source, scripted_sampler, echo_env
+):
     sampler = scripted_sampler(half_right)
     source = make_source(sampler)
     rows = [echo_env.get_eval_dataset()[i] for i in range(3)]
@@ -120,7 +127,9 @@ async def _set(event):
     event.set()
 
 
-def test_stale_groups_are_dropped_counted_and_their_prompt_used_again(make_source, scripted_sampler, echo_env):
+def test_stale_groups_are_dropped_counted_and_their_prompt_used_again(
+    make_source, scripted_sampler, echo_env
+):
     first = next(PromptStream(EnvironmentRows(echo_env, "train"), seed=0))[1]["example_id"]
     sampler = SlowPrompt(scripted_sampler(half_right), slow=str(first))
     source = make_source(sampler, OverlappedSource, max_staleness=1)

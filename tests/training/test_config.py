@@ -18,7 +18,9 @@ def test_completions_per_step_is_the_product(tmp_path):
 
 
 def test_indivisible_batch_names_the_nearest_values_and_they_work():
-    with pytest.raises(ValueError, match=r"num_generations=6 or num_generations=12 or per_device.*=11") as error:
+    with pytest.raises(
+        ValueError, match=r"num_generations=6 or num_generations=12 or per_device.*=11"
+    ) as error:
         plan_batch(6, 2, 1, 11)
     assert "12 completions per step" in str(error.value)
     assert plan_batch(6, 2, 1, 6).prompts_per_step == 2

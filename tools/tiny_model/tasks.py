@@ -41,20 +41,28 @@ def _count_legs(entry: dict[str, Any]) -> Problem:
     return Problem(entry["question"], entry["answer"], ". ".join(steps))
 
 
+def _parts(term: int) -> list[int]:
+    """Tens and units, without zeros: 25 -> [20, 5]."""
+    return [part for part in (term // 10 * 10, term % 10) if part] or [0]
+
+
 def work_sum(expression: str) -> str:
-    """Steps of a sum of spaced terms from left to right: `98 + 93 - 77` -> `98+93=191, 191-77=114`.
+    """Steps of a sum of spaced terms from left to right, tens before units.
+
+    `98 + 93 - 7` -> `98+90=188, 188+3=191, 191-7=184`: no step then adds more than one digit.
 
     Raises:
-        ValueError: the expression holds something other than integers, `+` and `-`.
+        ValueError: the expression holds something other than natural numbers, `+` and `-`.
     """
-    if not re.fullmatch(r"-?\d+( [+-] \d+)*", expression):
+    if not re.fullmatch(r"\d+( [+-] \d+)*", expression):
         raise ValueError(f"not a plain sum: {expression!r}; configure the task without * / and parentheses")
     first, *rest = expression.split(" ")
     total, steps = int(first), []
     for operator, term in zip(rest[::2], rest[1::2], strict=True):
-        after = total + int(term) if operator == "+" else total - int(term)
-        steps.append(f"{total}{operator}{term}={after}")
-        total = after
+        for part in _parts(int(term)):
+            after = total + part if operator == "+" else total - part
+            steps.append(f"{total}{operator}{part}={after}")
+            total = after
     return ", ".join(steps) or first
 
 
@@ -79,7 +87,7 @@ def _spell_backward(entry: dict[str, Any]) -> Problem:
 def plain_sum(rng: Random) -> Problem:
     """A question in the style of `train_minimal.py`: `What is 17 + 25?`."""
     terms = [str(rng.randint(1, 99)) for _ in range(rng.choice((2, 2, 3)))]
-    expression = terms[0] + "".join(f" {rng.choice('+-')} {term}" for term in terms[1:])
+    expression = terms[0] + "".join(f" {rng.choice('++-')} {term}" for term in terms[1:])
     steps = work_sum(expression)
     return Problem(f"What is {expression}?", steps.rsplit("=", 1)[-1], steps)
 
@@ -96,12 +104,12 @@ class Family:
 
 _SUMS: dict[str, Any] = {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2}
 FAMILIES: tuple[Family, ...] = (
-    Family("leg_counting", 0.24, LEG_COUNTING, _count_legs),
-    Family("leg_counting", 0.40, {**LEG_COUNTING, "min_animals": 2}, _count_legs),
-    Family("chain_sum", 0.05, _SUMS, _sum_of_terms),
+    Family("leg_counting", 0.18, LEG_COUNTING, _count_legs),
+    Family("leg_counting", 0.36, {**LEG_COUNTING, "min_animals": 2}, _count_legs),
+    Family("chain_sum", 0.06, _SUMS, _sum_of_terms),
     Family(
         "basic_arithmetic",
-        0.05,
+        0.06,
         {
             **_SUMS,
             "operators": ("+", "-"),
@@ -111,10 +119,10 @@ FAMILIES: tuple[Family, ...] = (
         },
         _sum_of_terms,
     ),
-    Family("letter_counting", 0.05, {"min_words": 1, "max_words": 3}, _count_letters),
-    Family("spell_backward", 0.05, {"min_word_len": 3, "max_word_len": 4}, _spell_backward),
+    Family("letter_counting", 0.04, {"min_words": 1, "max_words": 3}, _count_letters),
+    Family("spell_backward", 0.04, {"min_word_len": 3, "max_word_len": 4}, _spell_backward),
 )
-PLAIN_SUM_WEIGHT = 0.16
+PLAIN_SUM_WEIGHT = 0.26
 
 
 def held_out_leg_counting(size: int = EVAL_SIZE) -> list[Problem]:
@@ -148,5 +156,6 @@ def training_problems(count: int, seed: int) -> list[Problem]:
         drawn = _family_problems(family, round(count * family.weight), family_seed)
         problems += [problem for problem in drawn if problem.question not in reserved]
     problems += [plain_sum(rng) for _ in range(round(count * PLAIN_SUM_WEIGHT))]
+    problems = [problem for problem in problems if "=-" not in problem.steps]  # negative totals: too hard
     rng.shuffle(problems)
     return problems

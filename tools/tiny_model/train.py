@@ -159,8 +159,8 @@ def warm_start(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, seed: int) ->
 def _batches(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, seed: int) -> Iterator[list[Example]]:
     rng = Random(seed)
     final_steps = round(recipe.steps * recipe.final_share)
-    # A few more than needed: reserved questions are left out.
-    count = round(recipe.steps * recipe.batch_size * 1.05)
+    # More than needed: reserved and negative ones are left out.
+    count = round(recipe.steps * recipe.batch_size * 1.3)
     problems = training_problems(count, seed)
     first = (recipe.steps - final_steps) * recipe.batch_size
     last = first + final_steps * recipe.batch_size

@@ -1,0 +1,128 @@
+"""From a file and overrides to a checked `Experiment`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from grpo_gym.config.compose import compose
+from grpo_gym.config.errors import ConfigError, KeyPath, nearest
+from grpo_gym.config.schema import (
+    DatasetEntry,
+    Experiment,
+    FieldMapping,
+    RewardSpec,
+    TaskEntry,
+    experiment_model,
+    section_fields,
+)
+from grpo_gym.config.tree import Tree
+
+_INNER_KEYS: dict[KeyPath, type] = {
+    ("rewards", "*"): RewardSpec,
+    ("data", "tasks", "*"): TaskEntry,
+    ("data", "datasets", "*"): DatasetEntry,
+    ("data", "field_mapping"): FieldMapping,
+}
+
+
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment of a YAML file, with `key=value` overrides.
+
+    `run_name` (and with it `output_dir`, outputs/<run_name>) defaults to the name of the file.
+
+    Raises:
+        ConfigError: with file, line, key and what to write instead, one line per problem.
+    """
+    tree = compose(Path(path), overrides)
+    training = tree.values.setdefault("training", {})
+    if isinstance(training, dict) and not training.get("run_name") and not training.get("output_dir"):
+        training["run_name"] = Path(path).stem
+    experiment = validate(tree)
+    check_tasks(experiment, tree)
+    return experiment
+
+
+def validate(tree: Tree) -> Experiment:
+    """Check the tree against the schema.
+
+    Raises:
+        ConfigError: unknown keys, wrong types and impossible values, one line each.
+    """
+    try:
+        return experiment_model().model_validate(tree.values)
+    except ValidationError as error:
+        lines = {}
+        for problem in error.errors():
+            path = tuple(str(part) for part in problem["loc"])
+            known = _longest_known(path, tree)
+            # A union reports one problem per member, for the same key: the first says it.
+            lines.setdefault(known, str(ConfigError.at(tree.origins, known, _message(path, problem))))
+        raise ConfigError("\n".join(lines.values())) from error
+
+
+def check_tasks(experiment: Experiment, tree: Tree) -> None:
+    """Check task names and their settings with the environment package that knows them.
+
+    Raises:
+        ConfigError: an unknown task or a setting it does not have, with the nearest one.
+    """
+    if not experiment.data.tasks:
+        return
+    from reasoning_gym_tasks.tasks import parse_gym
+
+    for name, entry in experiment.data.tasks.items():
+        try:
+            parse_gym([{"name": name, "weight": entry.weight, "config": entry.config}])
+        except ValueError as error:
+            raise ConfigError.at(tree.origins, ("data", "tasks", name), str(error)) from error
+
+
+def _longest_known(path: KeyPath, tree: Tree) -> KeyPath:
+    """The path without the union members pydantic adds to it."""
+    value: Any = tree.values
+    for depth, part in enumerate(path):
+        if isinstance(value, dict) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return path[:depth]
+    return path
+
+
+def _message(path: KeyPath, problem: Any) -> str:
+    if problem["type"] == "extra_forbidden":
+        return f"unknown setting{_suggestion(path)}"
+    if problem["type"] == "missing":
+        return f"'{path[-1]}' is missing"
+    text = problem["msg"].removeprefix("Value error, ")
+    text = text[0].lower() + text[1:]
+    given = problem["input"]
+    return text if isinstance(given, dict | list) or problem["type"] == "value_error" else f"{text}, not {given!r}"
+
+
+def _suggestion(path: KeyPath) -> str:
+    """The nearest key of the same section; else the section that has a key of this name, or of nearly this one."""
+    parent, key = path[:-1], path[-1]
+    siblings = _keys_of(parent)
+    if near := nearest(key, siblings):
+        return near
+    everywhere = {name: section for section, names in section_fields().items() for name in names}
+    found = [key] if key in everywhere else difflib.get_close_matches(key, list(everywhere), n=1, cutoff=0.8)
+    if found:
+        return f"; did you mean '{everywhere[found[0]]}.{found[0]}'?"
+    return f"; {'.'.join(parent)} has {', '.join(siblings)}" if 0 < len(siblings) < 30 else ""
+
+
+def _keys_of(parent: KeyPath) -> tuple[str, ...]:
+    if len(parent) == 1:
+        return section_fields().get(parent[0], ())
+    for pattern, model in _INNER_KEYS.items():
+        if len(pattern) == len(parent) and all(p in ("*", q) for p, q in zip(pattern, parent, strict=True)):
+            return tuple(model.model_fields)  # type: ignore[attr-defined]
+    return ()

@@ -1,0 +1,89 @@
+"""Other ways to write an experiment, brought into sections: flat files, bare names, `eval:` and `logging:`."""
+
+from __future__ import annotations
+
+from grpo_gym.config.errors import ConfigError, KeyPath, nearest
+from grpo_gym.config.schema import Experiment, section_fields
+from grpo_gym.config.tree import Tree
+
+BASE_KEY = "_base_"
+# A section written as a single value: `model: Qwen/Qwen2.5-0.5B-Instruct`, `data: leg_counting`.
+_SHORTHAND = {"model": "model_name_or_path", "data": "tasks"}
+# Settings of `training` that may be written under `logging` with the name they have.
+_LOGGING_NAMES = frozenset({"report_to", "run_name", "log_completions", "log_completions_steps", "num_completions_to_print"})
+FIXED_EVAL_STEPS = "fixed_eval_steps"
+
+
+def normalize(tree: Tree) -> Tree:
+    """The same settings, every one under its section.
+
+    A key that is no section goes to the one section that has it, so flat TRL-style files and bare overrides
+    work alike. `datasets` as a mapping (weights and configs) are Reasoning Gym tasks.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest known name), or one that several sections have.
+    """
+    result = Tree()
+    for key in tree.values:
+        if key == BASE_KEY:
+            continue
+        for source, target in _moves(tree, key):
+            _copy(tree, source, result, target)
+    return result
+
+
+def _moves(tree: Tree, key: str) -> list[tuple[KeyPath, KeyPath]]:
+    """Where the value of a top-level key, or each of the values in it, belongs."""
+    value = tree.values[key]
+    if key in Experiment.model_fields:
+        if key in section_fields() and isinstance(value, dict):
+            return [((key, name), _target_in_section(key, name)) for name in value]
+        if key in _SHORTHAND and value is not None:
+            return [((key,), (key, _SHORTHAND[key]))]
+        return [((key,), (key,))] if value is not None else []
+    return [((key,), _target_of_bare(tree, key))]
+
+
+def _target_in_section(section: str, name: str) -> KeyPath:
+    """Where `section.name` is kept: keys of eval and logging that belong to training go there."""
+    training = section_fields()["training"]
+    if name == FIXED_EVAL_STEPS and section == "eval":
+        return ("training", FIXED_EVAL_STEPS)
+    if section == "eval":
+        candidates = [name if name.startswith("eval_") else f"eval_{name}"]
+    elif section == "logging":
+        candidates = [f"logging_{name}", *([name] if name in _LOGGING_NAMES or name.startswith("logging_") else [])]
+    else:
+        candidates = []
+    found = [candidate for candidate in candidates if candidate in training]
+    return ("training", found[0]) if found else (section, name)
+
+
+def _target_of_bare(tree: Tree, key: str) -> KeyPath:
+    if key == FIXED_EVAL_STEPS:
+        return ("training", FIXED_EVAL_STEPS)
+    owners = [section for section, names in section_fields().items() if key in names]
+    if len(owners) == 1:
+        return (owners[0], key)
+    if owners:
+        choices = " or ".join(f"{section}.{key}" for section in owners)
+        raise ConfigError.at(tree.origins, (key,), f"several sections have this; write {choices}")
+    known = [*Experiment.model_fields, *(name for names in section_fields().values() for name in names)]
+    raise ConfigError.at(tree.origins, (key,), f"unknown setting{nearest(key, known)}")
+
+
+
+
+def _copy(tree: Tree, source: KeyPath, result: Tree, target: KeyPath) -> None:
+    value = tree.values
+    for part in source:
+        value = value[part]
+    origins = tree.origins_below(source)
+    if target == ("data", "datasets") and isinstance(value, dict) and not all(k.isdigit() for k in value):
+        target = ("data", "tasks")
+    if target == ("training", FIXED_EVAL_STEPS):
+        own = {(): origins[()]}
+        result.put(("training", "eval_strategy"), "steps", own)
+        result.put(("training", "eval_steps"), value, own)
+        return
+    result.put(target, value, origins)

@@ -1,0 +1,201 @@
+"""What an experiment may say. The sections are pydantic models; `training` is made from `GRPOConfig`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Annotated, Any, get_type_hints
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, field_validator, model_validator
+
+
+class Section(BaseModel):
+    """A mapping with known keys."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class ModelSection(Section):
+    """Which model is trained, and how much of it. Names are TRL's."""
+
+    model_name_or_path: str | None = Field(None, description="Name, folder, or 'tiny'. None: see default_model().")
+    model_revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
+    trust_remote_code: bool = Field(False, description="Run model code that comes with the weights.")
+    use_peft: bool = Field(False, description="Train LoRA adapters instead of all weights.")
+    lora_r: int = Field(16, ge=1, description="Rank of the adapters.")
+    lora_alpha: float = Field(32, description="Scale of the adapters: they are multiplied by lora_alpha / lora_r.")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="0: the policy ratio must not be noise.")
+    lora_target_modules: str | list[str] = Field("all-linear", description="Which layers get adapters.")
+    lora_modules_to_save: list[str] | None = Field(None, description="Layers that are trained whole.")
+
+
+class TaskEntry(Section):
+    """One Reasoning Gym task of a mix."""
+
+    weight: float = Field(1.0, gt=0, description="How often it is drawn, relative to the others.")
+    config: dict[str, Any] = Field(default_factory=dict, description="The task's own settings.")
+
+
+class DatasetEntry(Section):
+    """Questions and answers from a file or the Hub."""
+
+    path: str = Field(description="A .jsonl, .json, .csv, .tsv or .parquet file, or a Hugging Face id.")
+    split: str = Field("train", description="Split trained on; files have none.")
+    name: str | None = Field(None, description="Configuration of a Hugging Face dataset.")
+    eval_split: str | None = Field(None, description="Split evaluated on. None: rows are held out of `split`.")
+
+
+class FieldMapping(Section):
+    """Which columns hold questions and answers."""
+
+    question_field: str = "question"
+    answer_field: str = "answer"
+
+
+class DataSection(Section):
+    """What is trained on: `tasks` (Reasoning Gym), or `datasets` (your own), or any Verifiers `environment`."""
+
+    tasks: dict[str, TaskEntry] | None = Field(None, description="Reasoning Gym tasks with weights and settings.")
+    datasets: list[DatasetEntry] | None = Field(None, description="Files or Hugging Face datasets, put together.")
+    environment: str | None = Field(None, description="Id of an installed Verifiers environment.")
+    env_args: dict[str, Any] = Field(default_factory=dict, description="More arguments of its load_environment.")
+    field_mapping: FieldMapping = Field(default_factory=FieldMapping, description="Columns of `datasets`.")
+    num_train_examples: int | None = Field(None, ge=1, description="How many problems to train on.")
+    num_eval_examples: int | None = Field(None, ge=0, description="How many problems to hold out.")
+    dataset_seed: int = Field(0, description="Seed of the problems (training.seed is that of the training).")
+    eval_dataset_seed: int | None = Field(None, description="Seed of held-out Reasoning Gym problems.")
+    eval_fraction: float | None = Field(None, ge=0, lt=1, description="Share of `datasets` held out.")
+    system_prompt: str | None = Field("default", description="'default', a text, or null for none.")
+    few_shot: list[dict[str, str]] | None = Field(None, description="Messages between system prompt and question.")
+    think: bool | None = Field(None, description="Whether <think> comes before <answer>.")
+    format_weight: float | None = Field(None, description="Weight of the environment's own format reward.")
+    match: str | None = Field(None, description="How answers of `datasets` are compared: exact, normalized, numeric.")
+    answer_regex: str | None = Field(None, description="Keep only what its first group finds in each answer.")
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _tasks_as_mapping(cls, tasks: Any) -> Any:
+        """Accept a name, a list of names, and `{task: null}`."""
+        if isinstance(tasks, str):
+            tasks = [tasks]
+        if isinstance(tasks, list):
+            return _tasks_from_list(tasks)
+        return {name: entry or {} for name, entry in tasks.items()} if isinstance(tasks, dict) else tasks
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSection:
+        given = [name for name in ("tasks", "datasets", "environment") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are both set; keep one and set the other to null")
+        return self
+
+
+class RewardSpec(Section):
+    """One reward function; the reward of a completion is the weighted sum."""
+
+    name: str = Field(description="correctness, strict_format, ..., or one of your rewards_module.")
+    weight: float = Field(1.0, description="Weight in the sum; 0 makes it a metric.")
+    params: dict[str, Any] = Field(default_factory=dict, description="Arguments of its class.")
+    deadline: float | None = Field(None, gt=0, description="Seconds one score may take. None: the reward's own.")
+
+
+class LoggingSection(Section):
+    """What `training` has no name for. `report_to`, `steps`, `log_completions` ... may be written here as well."""
+
+    wandb_project: str | None = Field(None, description="WANDB_PROJECT.")
+    wandb_entity: str | None = Field(None, description="WANDB_ENTITY.")
+    wandb_tags: list[str] | None = Field(None, description="WANDB_TAGS.")
+    wandb_mode: str | None = Field(None, description="WANDB_MODE: online, offline, disabled.")
+
+
+class EvalSection(Section):
+    """Empty: its keys are the `eval_...` ones of `training` without the prefix."""
+
+
+class LaunchSection(Section):
+    """How the programs are started."""
+
+    num_processes: int | None = Field(None, ge=1, description="Trainer processes over all nodes; checked at start.")
+
+
+class Experiment(Section):
+    """A whole experiment. `training` holds only what the files and overrides set."""
+
+    model: ModelSection = Field(default_factory=ModelSection)
+    data: DataSection = Field(default_factory=DataSection)
+    rewards: list[RewardSpec] = Field(default_factory=list, description="Empty: the environment's own rewards.")
+    rewards_module: list[str] = Field(default_factory=list, description="Files or packages that register rewards.")
+    training: Any = None
+    eval: EvalSection = Field(default_factory=EvalSection)
+    logging: LoggingSection = Field(default_factory=LoggingSection)
+    launch: LaunchSection = Field(default_factory=LaunchSection)
+    provenance: dict[str, Any] | None = Field(None, description="Written with a run: versions, git, command.")
+
+    @field_validator("rewards_module", mode="before")
+    @classmethod
+    def _as_list(cls, modules: Any) -> Any:
+        return [modules] if isinstance(modules, str) else modules or []
+
+    @property
+    def training_settings(self) -> dict[str, Any]:
+        """The settings of `GRPOConfig` that were set."""
+        return self.training.model_dump(exclude_unset=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values of everything that was set, as YAML can hold them."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+def _tasks_from_list(tasks: list[Any]) -> dict[str, Any]:
+    entries: dict[str, Any] = {}
+    for task in tasks:
+        fields = {"name": task} if isinstance(task, str) else dict(task)
+        name = fields.pop("name", None)
+        if not isinstance(name, str):
+            raise ValueError(f"{task!r} needs a name: write {{name: leg_counting, weight: 1.0, config: {{...}}}}")
+        if name in entries:
+            raise ValueError(f"{name} is listed twice; list it once with the sum of the weights")
+        entries[name] = fields
+    return entries
+
+
+def _not_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, not {str(value).lower()}")
+    return value
+
+
+def _field_type(name: str, hint: Any) -> Any:
+    if name == "resume_from_checkpoint":
+        return bool | str | None
+    is_number = hint in (int, float, int | None, float | None)
+    return Annotated[hint, BeforeValidator(_not_bool)] if is_number else hint
+
+
+@functools.cache
+def training_model() -> type[Section]:
+    """The model of `training`: every field of `GRPOConfig`. Imports torch, so only on first use."""
+    from grpo_gym.training.config import GRPOConfig
+
+    hints = get_type_hints(GRPOConfig)
+    names = [f.name for f in dataclasses.fields(GRPOConfig) if f.init]
+    fields: dict[str, Any] = {name: (_field_type(name, hints[name]), None) for name in names}
+    return create_model("TrainingSection", __base__=Section, **fields)
+
+
+@functools.cache
+def experiment_model() -> type[Experiment]:
+    """`Experiment` with its `training` section."""
+    training = training_model()
+    return create_model("Experiment", __base__=Experiment, training=(training, Field(default_factory=training)))
+
+
+@functools.cache
+def section_fields() -> dict[str, tuple[str, ...]]:
+    """The keys of each section that is a mapping."""
+    sections = {name: f.annotation for name, f in experiment_model().model_fields.items()}
+    return {
+        name: tuple(model.model_fields)
+        for name, model in sections.items()
+        if isinstance(model, type) and issubclass(model, Section)
+    }
