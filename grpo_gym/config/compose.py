@@ -40,7 +40,9 @@ def load_with_bases(path: Path, above: tuple[Path, ...] = ()) -> Tree:
     for base in _bases(own):
         base_path = path.parent / base
         if not base_path.is_file():
-            raise ConfigError.at(own.origins, (BASE_KEY,), f"no file '{base}' beside {path} (paths are relative to it).")
+            raise ConfigError.at(
+                own.origins, (BASE_KEY,), f"no file '{base}' beside {path} (paths are relative to it)."
+            )
         tree = merge(tree, load_with_bases(base_path, (*above, resolved)))
     normalized = normalize(own)
     _anchor_paths(normalized, path.parent)
@@ -85,7 +87,9 @@ def override_tree(override: str) -> Tree:
     key, equals, text = override.partition("=")
     parts = tuple(key.strip().split("."))
     if not equals or not all(parts):
-        raise ConfigError(f"{COMMAND_LINE}: '{override}' is not an override; write key=value, such as max_steps=100.")
+        raise ConfigError(
+            f"{COMMAND_LINE}: '{override}' is not an override; write key=value, such as max_steps=100."
+        )
     origin = Origin(COMMAND_LINE, None, key)
     value: Any = parse_scalar(text)
     for part in reversed(parts):

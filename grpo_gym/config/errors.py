@@ -36,7 +36,13 @@ class ConfigError(ValueError):
             if origin is not None:
                 rest = "".join(f".{part}" for part in path[length:])
                 return cls(f"{origin}{rest}: {message}")
-        return cls(f"{'.'.join(path)}: {message}" if path else message)
+        inside = [origin for key, origin in origins.items() if path and key[: len(path)] == path]
+        name = ".".join(path)
+        if inside:
+            # A section put together from several places: the last one decided.
+            place = str(inside[-1]).removesuffix(inside[-1].key)
+            return cls(f"{place}{name}: {message}")
+        return cls(f"{name}: {message}" if path else message)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

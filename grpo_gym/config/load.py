@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -100,19 +101,25 @@ def _message(path: KeyPath, problem: Any) -> str:
         return f"unknown setting{_suggestion(path)}"
     if problem["type"] == "missing":
         return f"'{path[-1]}' is missing"
+    if problem["type"] in ("model_type", "dict_type"):
+        return f"must be a mapping, not {problem['input']!r}"
     text = problem["msg"].removeprefix("Value error, ")
-    text = text[0].lower() + text[1:]
+    text = textwrap.shorten(text[0].lower() + text[1:], 200)
     given = problem["input"]
-    return text if isinstance(given, dict | list) or problem["type"] == "value_error" else f"{text}, not {given!r}"
+    return (
+        text
+        if isinstance(given, dict | list) or problem["type"] == "value_error"
+        else f"{text}, not {given!r}"
+    )
 
 
 def _suggestion(path: KeyPath) -> str:
-    """The nearest key of the same section; else the section that has a key of this name, or of nearly this one."""
+    """The section that has a key of this name; else the nearest key of the same section, or of any."""
     parent, key = path[:-1], path[-1]
     siblings = _keys_of(parent)
-    if near := nearest(key, siblings):
-        return near
     everywhere = {name: section for section, names in section_fields().items() for name in names}
+    if key not in everywhere and (near := nearest(key, siblings)):
+        return near
     found = [key] if key in everywhere else difflib.get_close_matches(key, list(everywhere), n=1, cutoff=0.8)
     if found:
         return f"; did you mean '{everywhere[found[0]]}.{found[0]}'?"

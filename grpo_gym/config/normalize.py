@@ -10,7 +10,9 @@ BASE_KEY = "_base_"
 # A section written as a single value: `model: Qwen/Qwen2.5-0.5B-Instruct`, `data: leg_counting`.
 _SHORTHAND = {"model": "model_name_or_path", "data": "tasks"}
 # Settings of `training` that may be written under `logging` with the name they have.
-_LOGGING_NAMES = frozenset({"report_to", "run_name", "log_completions", "log_completions_steps", "num_completions_to_print"})
+_LOGGING_NAMES = frozenset(
+    {"report_to", "run_name", "log_completions", "log_completions_steps", "num_completions_to_print"}
+)
 FIXED_EVAL_STEPS = "fixed_eval_steps"
 
 
@@ -52,7 +54,10 @@ def _target_in_section(section: str, name: str) -> KeyPath:
     if section == "eval":
         candidates = [name if name.startswith("eval_") else f"eval_{name}"]
     elif section == "logging":
-        candidates = [f"logging_{name}", *([name] if name in _LOGGING_NAMES or name.startswith("logging_") else [])]
+        candidates = [
+            f"logging_{name}",
+            *([name] if name in _LOGGING_NAMES or name.startswith("logging_") else []),
+        ]
     else:
         candidates = []
     found = [candidate for candidate in candidates if candidate in training]
@@ -70,8 +75,6 @@ def _target_of_bare(tree: Tree, key: str) -> KeyPath:
         raise ConfigError.at(tree.origins, (key,), f"several sections have this; write {choices}")
     known = [*Experiment.model_fields, *(name for names in section_fields().values() for name in names)]
     raise ConfigError.at(tree.origins, (key,), f"unknown setting{nearest(key, known)}")
-
-
 
 
 def _copy(tree: Tree, source: KeyPath, result: Tree, target: KeyPath) -> None:

@@ -6,7 +6,15 @@ import dataclasses
 import functools
 from typing import Annotated, Any, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 
 class Section(BaseModel):
@@ -18,12 +26,16 @@ class Section(BaseModel):
 class ModelSection(Section):
     """Which model is trained, and how much of it. Names are TRL's."""
 
-    model_name_or_path: str | None = Field(None, description="Name, folder, or 'tiny'. None: see default_model().")
+    model_name_or_path: str | None = Field(
+        None, description="Name, folder, or 'tiny'. None: see default_model()."
+    )
     model_revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
     trust_remote_code: bool = Field(False, description="Run model code that comes with the weights.")
     use_peft: bool = Field(False, description="Train LoRA adapters instead of all weights.")
     lora_r: int = Field(16, ge=1, description="Rank of the adapters.")
-    lora_alpha: float = Field(32, description="Scale of the adapters: they are multiplied by lora_alpha / lora_r.")
+    lora_alpha: float = Field(
+        32, description="Scale of the adapters: they are multiplied by lora_alpha / lora_r."
+    )
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="0: the policy ratio must not be noise.")
     lora_target_modules: str | list[str] = Field("all-linear", description="Which layers get adapters.")
     lora_modules_to_save: list[str] | None = Field(None, description="Layers that are trained whole.")
@@ -42,7 +54,9 @@ class DatasetEntry(Section):
     path: str = Field(description="A .jsonl, .json, .csv, .tsv or .parquet file, or a Hugging Face id.")
     split: str = Field("train", description="Split trained on; files have none.")
     name: str | None = Field(None, description="Configuration of a Hugging Face dataset.")
-    eval_split: str | None = Field(None, description="Split evaluated on. None: rows are held out of `split`.")
+    eval_split: str | None = Field(
+        None, description="Split evaluated on. None: rows are held out of `split`."
+    )
 
 
 class FieldMapping(Section):
@@ -55,10 +69,16 @@ class FieldMapping(Section):
 class DataSection(Section):
     """What is trained on: `tasks` (Reasoning Gym), or `datasets` (your own), or any Verifiers `environment`."""
 
-    tasks: dict[str, TaskEntry] | None = Field(None, description="Reasoning Gym tasks with weights and settings.")
-    datasets: list[DatasetEntry] | None = Field(None, description="Files or Hugging Face datasets, put together.")
+    tasks: dict[str, TaskEntry] | None = Field(
+        None, description="Reasoning Gym tasks with weights and settings."
+    )
+    datasets: list[DatasetEntry] | None = Field(
+        None, description="Files or Hugging Face datasets, put together."
+    )
     environment: str | None = Field(None, description="Id of an installed Verifiers environment.")
-    env_args: dict[str, Any] = Field(default_factory=dict, description="More arguments of its load_environment.")
+    env_args: dict[str, Any] = Field(
+        default_factory=dict, description="More arguments of its load_environment."
+    )
     field_mapping: FieldMapping = Field(default_factory=FieldMapping, description="Columns of `datasets`.")
     num_train_examples: int | None = Field(None, ge=1, description="How many problems to train on.")
     num_eval_examples: int | None = Field(None, ge=0, description="How many problems to hold out.")
@@ -66,10 +86,14 @@ class DataSection(Section):
     eval_dataset_seed: int | None = Field(None, description="Seed of held-out Reasoning Gym problems.")
     eval_fraction: float | None = Field(None, ge=0, lt=1, description="Share of `datasets` held out.")
     system_prompt: str | None = Field("default", description="'default', a text, or null for none.")
-    few_shot: list[dict[str, str]] | None = Field(None, description="Messages between system prompt and question.")
+    few_shot: list[dict[str, str]] | None = Field(
+        None, description="Messages between system prompt and question."
+    )
     think: bool | None = Field(None, description="Whether <think> comes before <answer>.")
     format_weight: float | None = Field(None, description="Weight of the environment's own format reward.")
-    match: str | None = Field(None, description="How answers of `datasets` are compared: exact, normalized, numeric.")
+    match: str | None = Field(
+        None, description="How answers of `datasets` are compared: exact, normalized, numeric."
+    )
     answer_regex: str | None = Field(None, description="Keep only what its first group finds in each answer.")
 
     @field_validator("tasks", mode="before")
@@ -96,7 +120,9 @@ class RewardSpec(Section):
     name: str = Field(description="correctness, strict_format, ..., or one of your rewards_module.")
     weight: float = Field(1.0, description="Weight in the sum; 0 makes it a metric.")
     params: dict[str, Any] = Field(default_factory=dict, description="Arguments of its class.")
-    deadline: float | None = Field(None, gt=0, description="Seconds one score may take. None: the reward's own.")
+    deadline: float | None = Field(
+        None, gt=0, description="Seconds one score may take. None: the reward's own."
+    )
 
 
 class LoggingSection(Section):
@@ -115,7 +141,9 @@ class EvalSection(Section):
 class LaunchSection(Section):
     """How the programs are started."""
 
-    num_processes: int | None = Field(None, ge=1, description="Trainer processes over all nodes; checked at start.")
+    num_processes: int | None = Field(
+        None, ge=1, description="Trainer processes over all nodes; checked at start."
+    )
 
 
 class Experiment(Section):
@@ -123,8 +151,12 @@ class Experiment(Section):
 
     model: ModelSection = Field(default_factory=ModelSection)
     data: DataSection = Field(default_factory=DataSection)
-    rewards: list[RewardSpec] = Field(default_factory=list, description="Empty: the environment's own rewards.")
-    rewards_module: list[str] = Field(default_factory=list, description="Files or packages that register rewards.")
+    rewards: list[RewardSpec] = Field(
+        default_factory=list, description="Empty: the environment's own rewards."
+    )
+    rewards_module: list[str] = Field(
+        default_factory=list, description="Files or packages that register rewards."
+    )
     training: Any = None
     eval: EvalSection = Field(default_factory=EvalSection)
     logging: LoggingSection = Field(default_factory=LoggingSection)
@@ -152,7 +184,9 @@ def _tasks_from_list(tasks: list[Any]) -> dict[str, Any]:
         fields = {"name": task} if isinstance(task, str) else dict(task)
         name = fields.pop("name", None)
         if not isinstance(name, str):
-            raise ValueError(f"{task!r} needs a name: write {{name: leg_counting, weight: 1.0, config: {{...}}}}")
+            raise ValueError(
+                f"{task!r} needs a name: write {{name: leg_counting, weight: 1.0, config: {{...}}}}"
+            )
         if name in entries:
             raise ValueError(f"{name} is listed twice; list it once with the sum of the weights")
         entries[name] = fields
@@ -187,7 +221,9 @@ def training_model() -> type[Section]:
 def experiment_model() -> type[Experiment]:
     """`Experiment` with its `training` section."""
     training = training_model()
-    return create_model("Experiment", __base__=Experiment, training=(training, Field(default_factory=training)))
+    return create_model(
+        "Experiment", __base__=Experiment, training=(training, Field(default_factory=training))
+    )
 
 
 @functools.cache

@@ -20,15 +20,23 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:bool")]
+    first: [
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if tag not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:bool")
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*(?:[eE][-+]?\d+)|\d[\d_]*\.[\d_]*|\.\d+(?:[eE][-+]?\d+)?|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
+    re.compile(
+        r"^[-+]?(?:\d[\d_]*\.?[\d_]*(?:[eE][-+]?\d+)|\d[\d_]*\.[\d_]*|\.\d+(?:[eE][-+]?\d+)?|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
     list("-+0123456789."),
 )
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 
 
 @dataclass
@@ -48,9 +56,13 @@ class Tree:
         for depth, part in enumerate(path[:-1], start=1):
             target = target.setdefault(part, {})
             if not isinstance(target, dict):
-                raise ConfigError.at(self.origins, path[:depth], f"must be a mapping, since {origins[()].key} is set too")
+                raise ConfigError.at(
+                    self.origins, path[:depth], f"must be a mapping, since {origins[()].key} is set too"
+                )
         if path[-1] in target:
-            raise ConfigError(f"{origins[()]}: is set twice; the other place is {self.origins.get(path, 'unknown')}")
+            raise ConfigError(
+                f"{origins[()]}: is set twice; the other place is {self.origins.get(path, 'unknown')}"
+            )
         target[path[-1]] = value
         self.origins.update({path + rest: origin for rest, origin in origins.items()})
 
@@ -86,7 +98,9 @@ def _tree_of(loader: _Loader, file: str) -> Tree:
     if node is None:
         return Tree()
     if not isinstance(node, yaml.MappingNode):
-        raise ConfigError(f"{file}:{node.start_mark.line + 1}: an experiment is a mapping of sections (training: ...).")
+        raise ConfigError(
+            f"{file}:{node.start_mark.line + 1}: an experiment is a mapping of sections (training: ...)."
+        )
     reader = _Reader(loader, file)
     values = reader.mapping(node, ())
     return Tree(values, reader.origins)
@@ -130,7 +144,9 @@ class _Reader:
             line = key_node.start_mark.line + 1
             if key_node.value in seen:
                 key = ".".join((*path, str(key_node.value)))
-                raise ConfigError(f"{self.file}:{line}: {key}: is written twice; first in line {seen[key_node.value]}.")
+                raise ConfigError(
+                    f"{self.file}:{line}: {key}: is written twice; first in line {seen[key_node.value]}."
+                )
             seen[key_node.value] = line
 
 
@@ -141,7 +157,10 @@ def merge(base: Tree, new: Tree) -> Tree:
 
 def _merge_values(base: Any, new: Any) -> Any:
     if isinstance(base, dict) and isinstance(new, dict):
-        return {**base, **{key: _merge_values(base[key], value) if key in base else value for key, value in new.items()}}
+        return {
+            **base,
+            **{key: _merge_values(base[key], value) if key in base else value for key, value in new.items()},
+        }
     if isinstance(base, list) and _is_indexed(new, len(base)):
         return [_merge_values(item, new[str(i)]) if str(i) in new else item for i, item in enumerate(base)]
     return new

@@ -5,4 +5,11 @@ from __future__ import annotations
 from grpo_gym.rewards.base import BaseReward, RewardError
 from grpo_gym.rewards.registry import create_reward, load_rewards_module, register_reward, reward_names
 
-__all__ = ["BaseReward", "RewardError", "create_reward", "load_rewards_module", "register_reward", "reward_names"]
+__all__ = [
+    "BaseReward",
+    "RewardError",
+    "create_reward",
+    "load_rewards_module",
+    "register_reward",
+    "reward_names",
+]

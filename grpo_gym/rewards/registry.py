@@ -39,7 +39,9 @@ def register_reward(name: str, cls: Any = None) -> Any:
         raise TypeError(f"register_reward('{name}'): {cls!r} is not a class derived from BaseReward.")
     known = _REWARDS.get(name)
     if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise ValueError(f"reward '{name}' is {known.__module__}.{known.__qualname__} already; choose another name.")
+        raise ValueError(
+            f"reward '{name}' is {known.__module__}.{known.__qualname__} already; choose another name."
+        )
     cls.name = name
     _REWARDS[name] = cls
     return cls
@@ -51,7 +53,9 @@ def reward_names() -> list[str]:
     return sorted(_REWARDS)
 
 
-def create_reward(name: str, params: Mapping[str, Any] | None = None, deadline: float | None = None) -> BaseReward:
+def create_reward(
+    name: str, params: Mapping[str, Any] | None = None, deadline: float | None = None
+) -> BaseReward:
     """The reward called `name`, made with `params`; `deadline` replaces its own.
 
     Raises:
@@ -84,7 +88,9 @@ def load_rewards_module(path_or_name: str) -> ModuleType:
         module = _import_path(path) if path.exists() else importlib.import_module(path_or_name)
     except Exception as error:
         # Anything may go wrong in code of the user's; the cause stays attached.
-        raise ValueError(f"rewards_module '{path_or_name}' fails to import: {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"rewards_module '{path_or_name}' fails to import: {type(error).__name__}: {error}"
+        ) from error
     if path_or_name not in _loaded_modules:
         _loaded_modules.append(path_or_name)
     return module

@@ -24,7 +24,9 @@ async def score(reward: BaseReward, arguments: Arguments) -> float:
     return await call_within(reward.compute, arguments, reward.deadline, reward.__name__)
 
 
-async def call_within(function: Callable[..., Any], arguments: tuple[Any, ...], deadline: float | None, name: str) -> float:
+async def call_within(
+    function: Callable[..., Any], arguments: tuple[Any, ...], deadline: float | None, name: str
+) -> float:
     """Call a scoring function: here when `deadline` is None, else in a worker process.
 
     Raises:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import sys
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
+from typing import Any
+
+from grpo_gym.rewards.registry import load_rewards_module
 
 
 def main() -> None:
@@ -24,27 +29,38 @@ def main() -> None:
 
 
 def _answer(connection: Connection, payload: bytes) -> None:
+    """Say that the call is ready, then its result: (True, score) or (False, what went wrong)."""
     try:
-        function, arguments = _load(payload)
-        begun = True
-        connection.send((True, None))
-        result: tuple[bool, object] = (True, float(function(*arguments)))
+        call = _load(payload)
     except Exception as error:
-        # Whatever a reward raises is reported, and the process goes on with the next score.
-        if "begun" not in locals():
-            connection.send((True, None))
+        # Whatever the user's code raises is reported, and the process goes on with the next score.
+        call = functools.partial(_fail, error)
+    connection.send((True, None))
+    try:
+        result: tuple[bool, object] = (True, float(call()))
+    except Exception as error:
         result = (False, f"{type(error).__name__}: {error}")
     connection.send(result)
 
 
-def _load(payload: bytes) -> tuple:
-    """The call, once the user's modules it may refer to are imported."""
-    from grpo_gym.rewards.registry import load_rewards_module
-
-    modules, rest = _Unpickled(payload).parts()
+def _load(payload: bytes) -> Callable[[], Any]:
+    """The call, once the user's modules that it may refer to are imported."""
+    modules, pickled = pickle.loads(payload)
     for module in modules:
         load_rewards_module(module)
-    return pickle.loads(rest)
+    function, arguments = pickle.loads(pickled)
+    return functools.partial(function, *arguments)
+
+
+def _fail(error: Exception) -> None:
+    raise error
+
+
+def _end_with_parent(parent: int) -> None:
+    """A scorer that never ends must not outlive a trainer that was killed."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 if __name__ == "__main__":

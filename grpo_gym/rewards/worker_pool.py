@@ -83,13 +83,15 @@ class WorkerPool:
         self._workers: set[Worker] = set()
         atexit.register(self.close)
 
-    def call(self, function: Callable[..., Any], arguments: tuple[Any, ...], deadline: float, name: str) -> Any:
+    def call(
+        self, function: Callable[..., Any], arguments: tuple[Any, ...], deadline: float, name: str
+    ) -> Any:
         """`function(*arguments)` in a worker; blocks, so call it from one of `threads`.
 
         Raises:
             RewardError: it raised, took longer than `deadline` seconds, or the process died.
         """
-        payload = pickle.dumps((loaded_modules(), function, arguments))
+        payload = pickle.dumps((loaded_modules(), pickle.dumps((function, arguments))))
         worker = self._take()
         try:
             result = worker.call(payload, deadline, name)
@@ -101,7 +103,9 @@ class WorkerPool:
             raise RewardError(f"{name}: took longer than its deadline of {deadline:g} s") from None
         except (EOFError, OSError) as error:
             self._discard(worker)
-            raise RewardError(f"{name}: the scoring process ended with code {worker.process.returncode}") from error
+            raise RewardError(
+                f"{name}: the scoring process ended with code {worker.process.returncode}"
+            ) from error
         self._idle.put(worker)
         return result
 

@@ -105,6 +105,7 @@ class GRPOTrainer(Trainer):
         finally:
             self.rollouts.close()
         self.save_model()
+        self.save_state()
         print_where_things_are(self)
         return output
 

@@ -20,7 +20,9 @@ _REAL = (
     rf"|{_INTEGER}(?:\.\d+)?\s*\\(?:cdot|times)\s*10\s*\^\s*\{{{_INTEGER}\}}|{_INTEGER}\s*:\s*\d+)"
 )
 _IMAGINARY = rf"(?:{_REAL}|[+-]?)\s*\\imath"
-_LITERAL = re.compile(rf"\s*(?:{_REAL}|{_IMAGINARY}|{_REAL}\s*[+-]\s*(?:{_REAL})?\s*\\imath)\s*")
+_LITERAL = re.compile(
+    rf"\s*(?:{_REAL}|{_IMAGINARY}|{_REAL}\s*[+-]\s*(?:{_REAL})?\s*\\imath|{_IMAGINARY}\s*[+-]\s*{_REAL})\s*"
+)
 _PENDING = re.compile(r"\\(?:int|iint|oint|sum|prod|lim|det)(?![A-Za-z])|\\frac\s*\{d|\\gcd|\\lcm|\\max|\\min")
 _LOWEST_TERMS = re.compile(r"lowest terms|simplest form|simplify the fraction", re.IGNORECASE)
 _EXPAND = re.compile(r"\bexpand", re.IGNORECASE)
@@ -39,7 +41,8 @@ def is_literal(latex: str) -> bool:
 
 def is_worked_out(question: str, gold: Answer, answer: Answer) -> bool:
     """Whether the answer is in a form that a question with this reference answer asks for."""
-    if is_literal(gold.value) and not is_literal(answer.value):
+    is_relation = re.search(r"[<>]|\\[lg]e(?![a-z])", answer.value) is not None  # x > 3 for (3, oo)
+    if is_literal(gold.value) and not is_literal(answer.value) and not is_relation:
         return False
     if _PENDING.search(answer.value) and not _PENDING.search(gold.value):
         return False

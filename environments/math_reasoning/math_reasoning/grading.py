@@ -147,9 +147,10 @@ def _parse(latex: str) -> sympy.Basic | sympy.MatrixBase | None:
 
 
 def _exact(expression: sympy.Basic | sympy.MatrixBase) -> sympy.Basic | sympy.MatrixBase:
-    """Decimals as the fractions they are: 0.1 + 0.2 is 0.3, and nothing gets lost in rounding."""
-    floats = expression.atoms(sympy.Float)
-    return expression.xreplace({number: sympy.Rational(str(number)) for number in floats})
+    """Decimals as the fractions they are, and the imaginary unit as itself."""
+    changes = {number: sympy.Rational(str(number)) for number in expression.atoms(sympy.Float)}
+    changes.update({symbol: sympy.I for symbol in expression.atoms(sympy.Symbol) if symbol.name == "imath"})
+    return expression.xreplace(changes)
 
 
 def _is_undefined(expression: sympy.Basic | sympy.MatrixBase) -> bool:

@@ -93,7 +93,7 @@ def _text_unit(text: str) -> tuple[str, str] | None:
     if found is None:
         return None
     words = found["unit"].strip().casefold()
-    if not re.fullmatch(r"[a-z][a-z/ .^\d-]*", words) or _NOT_UNITS & set(re.findall("[a-z]+", words)):
+    if not re.fullmatch(r"[a-z][a-z/ .^\d-]{0,40}", words) or _NOT_UNITS & set(re.findall("[a-z]+", words)):
         return None
     written = words + "".join(re.findall(r"\^|\d", found["power"] or ""))
     return found["value"], canonical_unit(written) or written
