@@ -64,7 +64,8 @@ uv=$(find_uv)
 
 [ -x .venv/bin/python ] || "$uv" venv --quiet --python "$python" .venv
 say "installing requirements/$device.txt (a few minutes the first time)"
-"$uv" pip install --quiet --python .venv "${cpu_index[@]}" -r "requirements/$device.txt" \
+# The files are complete locks: without --no-deps uv would add torchvision, which has no CPU build.
+"$uv" pip install --quiet --python .venv --no-deps "${cpu_index[@]}" -r "requirements/$device.txt" \
     || fail "could not install the requirements: is there a network connection to your package index? (the lines above say what failed)"
 say "installing grpo-gym and the environment packages"
 "$uv" pip install --quiet --python .venv --no-deps -e . \

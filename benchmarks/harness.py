@@ -47,7 +47,7 @@ class Pairs:
 
     @property
     def speed_ratio(self) -> Spread:
-        """How many times faster ours is; one ratio per pair, so that a busy machine slows both sides of it."""
+        """How many times faster ours is, pair by pair: a busy machine slows both sides of a pair."""
         return Spread.of([b / a for a, b in zip(self.ours, self.theirs, strict=True)])
 
 

@@ -28,7 +28,6 @@ SETTINGS: dict[str, Any] = {
     "temperature": 1.0,
     "num_iterations": 1,
     "max_completion_length": MAX_COMPLETION_LENGTH,
-    "gradient_checkpointing": False,
     "report_to": "none",
     "logging_steps": 1,
 }
@@ -94,11 +93,12 @@ class TrlProgram:
             num_generations=group_size,
             use_cpu=model.device.type == "cpu",
             bf16=dtype == "bfloat16",
+            gradient_checkpointing=False,
             **SETTINGS,
         )
         self._trainer = trl.GRPOTrainer(
             model=model,
-            reward_funcs=_no_reward,
+            reward_funcs=[_no_reward],
             args=args,
             train_dataset=Dataset.from_dict({"prompt": ["unused"] * group_size}),
             processing_class=AutoTokenizer.from_pretrained(TINY_MODEL_PATH),
@@ -182,5 +182,5 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _no_reward(completions: list[Any], **_: Any) -> list[float]:
+def _no_reward(completions: list[Any], **_: Any) -> list[float | None]:
     return [0.0] * len(completions)

@@ -1,4 +1,4 @@
-"""What a result must say about how it was made: machine, versions, command, commit. No paths, no host names."""
+"""How a result was made: machine, versions, commit. No paths, no host names."""
 
 from __future__ import annotations
 

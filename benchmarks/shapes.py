@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel, Qwen2Config
 
-_SHAPES: dict[str, tuple[type[PretrainedConfig], dict[str, int]]] = {
-    # name: (class, hidden, intermediate, layers, heads, key/value heads, vocabulary)
+_SHAPES: dict[str, tuple[Any, dict[str, int]]] = {
     "smollm2-135m": (
         LlamaConfig,
         {
@@ -70,7 +71,7 @@ def model_config(name: str, layers: int | None = None) -> PretrainedConfig:
     full = sizes["num_hidden_layers"]
     layers = layers or full
     vocab_size = max(64, round(sizes["vocab_size"] * layers / full / 64) * 64)
-    return config_class(
+    config: PretrainedConfig = config_class(
         **{**sizes, "num_hidden_layers": layers, "vocab_size": vocab_size},
         max_position_embeddings=8192,
         tie_word_embeddings=True,
@@ -78,6 +79,7 @@ def model_config(name: str, layers: int | None = None) -> PretrainedConfig:
         eos_token_id=2,
         pad_token_id=0,
     )
+    return config
 
 
 def random_model(name: str, layers: int | None = None, device: str = "cpu") -> PreTrainedModel:
@@ -93,10 +95,7 @@ def random_model(name: str, layers: int | None = None, device: str = "cpu") -> P
 
 
 def num_matmul_parameters(model: PreTrainedModel) -> tuple[int, int]:
-    """Weights that multiply every token, and weights of the LM head."""
-    head = model.get_output_embeddings().weight.numel()
-    trunk = (
-        sum(p.numel() for p in model.parameters() if p.ndim == 2)
-        - model.get_input_embeddings().weight.numel()
-    )
-    return trunk, head
+    """Weights of the trunk, which multiply every token, and of the (tied) LM head."""
+    head = model.config.vocab_size * model.config.hidden_size
+    matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2)
+    return matrices - head, head

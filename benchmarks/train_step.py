@@ -40,9 +40,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks train_step")
     parser.add_argument("--cells", default="bar", help="bar, grid, all, or p256_c64_g8,...")
     parser.add_argument("--model", default="smollm2-135m", choices=MODEL_NAMES)
-    parser.add_argument(
-        "--layers", type=int, help="fewer layers (and proportionally fewer vocabulary entries)"
-    )
+    parser.add_argument("--layers", type=int, help="fewer layers, and vocabulary in proportion")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--groups", type=int, default=1, help="prompts per optimizer step")
     parser.add_argument("--sigma", type=float, default=0.5, help="of the log-normal completion lengths")
@@ -73,18 +71,8 @@ def main(argv: list[str]) -> None:
 
 
 def measure_cell(cell: Cell, args: argparse.Namespace) -> CellResult:
-    """Interleaved times of both programs on the same rollouts, then peak memory of each in its own process."""
-    programs = [
-        make_program(
-            name,
-            random_model(args.model, args.layers, args.device),
-            cell.group_size,
-            args.dtype,
-            args.groups,
-        )
-        for name in ("ours", "trl")
-    ]
-    ours, trl = programs
+    """Interleaved times of both programs on the same rollouts, then peak memory in a process each."""
+    ours, trl = (_program(name, cell, args) for name in ("ours", "trl"))
     steps = [
         make_groups(cell, ours.model.config.vocab_size, args.sigma, seed, args.groups)
         for seed in range(args.pairs)
@@ -95,9 +83,13 @@ def measure_cell(cell: Cell, args: argparse.Namespace) -> CellResult:
         lambda i: timed_step(ours, steps[i]), lambda i: timed_step(trl, steps[i]), args.pairs, warmup=0
     )
     flops = sum(useful_flops(ours.model, step) for step in steps) / len(steps)
-    del programs, ours, trl
-    memory = [_memory(program, cell, args) if args.memory else None for program in ("ours", "trl")]
-    return CellResult(cell, pairs, difference, *memory, flops)
+    ours_mib, trl_mib = (_memory(name, cell, args) if args.memory else None for name in ("ours", "trl"))
+    return CellResult(cell, pairs, difference, ours_mib, trl_mib, flops)
+
+
+def _program(name: str, cell: Cell, args: argparse.Namespace) -> Program:
+    model = random_model(args.model, args.layers, args.device)
+    return make_program(name, model, cell.group_size, args.dtype, args.groups)
 
 
 def gradient_difference(ours: Program, trl: Program, groups: list[RolloutGroup]) -> float:
@@ -177,9 +169,9 @@ def _notes(args: argparse.Namespace) -> list[str]:
     notes = [
         f"{args.model} shape, random weights, {args.dtype}, {args.groups} group(s) per optimizer step; "
         f"completion lengths are log-normal with sigma {args.sigma}, other ones in every pair.",
-        "TRL: its constructor and `_compute_loss` as installed, defaults except bf16 and gradient checkpointing "
-        "(off in both programs, as in transformers' Trainer); one group per device batch; its chunked LM head is "
-        "on, as by default (on a CPU it also scores prompt and padding positions; on CUDA only completions).",
+        "TRL: its constructor and `_compute_loss` as installed, defaults except bf16 (as above) and gradient "
+        "checkpointing (off in both programs); one group per device batch; its chunked LM head is on, as by "
+        "default (on a CPU it also scores prompt and padding positions; on CUDA only completions).",
         "Both programs: dapo loss, beta 0, the same advantages, gradients zeroed outside the clock; "
         "`gradient_difference` is the relative distance of the two gradients of the first pair.",
         "Peak memory: growth of the resident high-water mark over the baseline with model and gradients "
@@ -187,8 +179,8 @@ def _notes(args: argparse.Namespace) -> list[str]:
     ]
     if args.layers and args.layers != full:
         notes.append(
-            f"{args.layers} of {full} layers, and the vocabulary in the same proportion: trunk and LM head keep their "
-            "shares, so speed ratios carry over; memory ratios carry over where activations dominate."
+            f"{args.layers} of {full} layers, and the vocabulary in proportion: trunk and LM head keep "
+            "their shares, so speed ratios carry over; memory ratios do where saved activations dominate."
         )
     return notes
 

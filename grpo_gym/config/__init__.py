@@ -1,4 +1,4 @@
-"""An experiment as data: YAML files that build on each other, checked against a schema, saved with the run."""
+"""An experiment as data: YAML files that build on each other, checked, and saved with the run."""
 
 from __future__ import annotations
 

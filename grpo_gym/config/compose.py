@@ -58,7 +58,7 @@ def _bases(tree: Tree) -> list[str]:
 
 
 def _anchor_paths(tree: Tree, folder: Path) -> None:
-    """Make paths that exist relative to the file absolute, so that the saved experiment works from anywhere."""
+    """Make paths that exist relative to the file absolute: the saved experiment works from anywhere."""
     modules = tree.values.get("rewards_module")
     if modules:
         names = [modules] if isinstance(modules, str) else modules

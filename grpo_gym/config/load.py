@@ -57,7 +57,7 @@ def validate(tree: Tree) -> Experiment:
     try:
         return experiment_model().model_validate(tree.values)
     except ValidationError as error:
-        lines = {}
+        lines: dict[KeyPath, str] = {}
         for problem in error.errors():
             path = tuple(str(part) for part in problem["loc"])
             known = _longest_known(path, tree)

@@ -1,8 +1,8 @@
-"""Other ways to write an experiment, brought into sections: flat files, bare names, `eval:` and `logging:`."""
+"""Other ways to write an experiment, brought into sections: flat files, bare names, `eval:`, `logging:`."""
 
 from __future__ import annotations
 
-from grpo_gym.config.errors import ConfigError, KeyPath, nearest
+from grpo_gym.config.errors import ConfigError, KeyPath, Origin, nearest
 from grpo_gym.config.schema import Experiment, section_fields
 from grpo_gym.config.tree import Tree
 
@@ -85,7 +85,7 @@ def _copy(tree: Tree, source: KeyPath, result: Tree, target: KeyPath) -> None:
     if target == ("data", "datasets") and isinstance(value, dict) and not all(k.isdigit() for k in value):
         target = ("data", "tasks")
     if target == ("training", FIXED_EVAL_STEPS):
-        own = {(): origins[()]}
+        own: dict[KeyPath, Origin] = {(): origins[()]}
         result.put(("training", "eval_strategy"), "steps", own)
         result.put(("training", "eval_steps"), value, own)
         return

@@ -27,24 +27,26 @@ class ModelSection(Section):
     """Which model is trained, and how much of it. Names are TRL's."""
 
     model_name_or_path: str | None = Field(
-        None, description="Name, folder, or 'tiny'. None: see default_model()."
+        default=None, description="Name, folder, or 'tiny'. None: see default_model()."
     )
-    model_revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
-    trust_remote_code: bool = Field(False, description="Run model code that comes with the weights.")
-    use_peft: bool = Field(False, description="Train LoRA adapters instead of all weights.")
-    lora_r: int = Field(16, ge=1, description="Rank of the adapters.")
-    lora_alpha: float = Field(
-        32, description="Scale of the adapters: they are multiplied by lora_alpha / lora_r."
+    model_revision: str | None = Field(default=None, description="Branch, tag or commit on the Hub.")
+    trust_remote_code: bool = Field(default=False, description="Run model code that comes with the weights.")
+    use_peft: bool = Field(default=False, description="Train LoRA adapters instead of all weights.")
+    lora_r: int = Field(default=16, ge=1, description="Rank of the adapters.")
+    lora_alpha: int = Field(
+        default=32, description="Scale of the adapters: they are multiplied by lora_alpha / lora_r."
     )
-    lora_dropout: float = Field(0.0, ge=0, lt=1, description="0: the policy ratio must not be noise.")
-    lora_target_modules: str | list[str] = Field("all-linear", description="Which layers get adapters.")
-    lora_modules_to_save: list[str] | None = Field(None, description="Layers that are trained whole.")
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="0: the policy ratio must not be noise.")
+    lora_target_modules: str | list[str] = Field(
+        default="all-linear", description="Which layers get adapters."
+    )
+    lora_modules_to_save: list[str] | None = Field(default=None, description="Layers that are trained whole.")
 
 
 class TaskEntry(Section):
     """One Reasoning Gym task of a mix."""
 
-    weight: float = Field(1.0, gt=0, description="How often it is drawn, relative to the others.")
+    weight: float = Field(default=1.0, gt=0, description="How often it is drawn, relative to the others.")
     config: dict[str, Any] = Field(default_factory=dict, description="The task's own settings.")
 
 
@@ -52,10 +54,10 @@ class DatasetEntry(Section):
     """Questions and answers from a file or the Hub."""
 
     path: str = Field(description="A .jsonl, .json, .csv, .tsv or .parquet file, or a Hugging Face id.")
-    split: str = Field("train", description="Split trained on; files have none.")
-    name: str | None = Field(None, description="Configuration of a Hugging Face dataset.")
+    split: str = Field(default="train", description="Split trained on; files have none.")
+    name: str | None = Field(default=None, description="Configuration of a Hugging Face dataset.")
     eval_split: str | None = Field(
-        None, description="Split evaluated on. None: rows are held out of `split`."
+        default=None, description="Split evaluated on. None: rows are held out of `split`."
     )
 
 
@@ -67,34 +69,42 @@ class FieldMapping(Section):
 
 
 class DataSection(Section):
-    """What is trained on: `tasks` (Reasoning Gym), or `datasets` (your own), or any Verifiers `environment`."""
+    """What is trained on: `tasks` (Reasoning Gym), `datasets` (your own), or any Verifiers `environment`."""
 
     tasks: dict[str, TaskEntry] | None = Field(
-        None, description="Reasoning Gym tasks with weights and settings."
+        default=None, description="Reasoning Gym tasks with weights and settings."
     )
     datasets: list[DatasetEntry] | None = Field(
-        None, description="Files or Hugging Face datasets, put together."
+        default=None, description="Files or Hugging Face datasets, put together."
     )
-    environment: str | None = Field(None, description="Id of an installed Verifiers environment.")
+    environment: str | None = Field(default=None, description="Id of an installed Verifiers environment.")
     env_args: dict[str, Any] = Field(
         default_factory=dict, description="More arguments of its load_environment."
     )
     field_mapping: FieldMapping = Field(default_factory=FieldMapping, description="Columns of `datasets`.")
-    num_train_examples: int | None = Field(None, ge=1, description="How many problems to train on.")
-    num_eval_examples: int | None = Field(None, ge=0, description="How many problems to hold out.")
-    dataset_seed: int = Field(0, description="Seed of the problems (training.seed is that of the training).")
-    eval_dataset_seed: int | None = Field(None, description="Seed of held-out Reasoning Gym problems.")
-    eval_fraction: float | None = Field(None, ge=0, lt=1, description="Share of `datasets` held out.")
-    system_prompt: str | None = Field("default", description="'default', a text, or null for none.")
+    num_train_examples: int | None = Field(default=None, ge=1, description="How many problems to train on.")
+    num_eval_examples: int | None = Field(default=None, ge=0, description="How many problems to hold out.")
+    dataset_seed: int = Field(
+        default=0, description="Seed of the problems (training.seed is that of the training)."
+    )
+    eval_dataset_seed: int | None = Field(
+        default=None, description="Seed of held-out Reasoning Gym problems."
+    )
+    eval_fraction: float | None = Field(default=None, ge=0, lt=1, description="Share of `datasets` held out.")
+    system_prompt: str | None = Field(default="default", description="'default', a text, or null for none.")
     few_shot: list[dict[str, str]] | None = Field(
-        None, description="Messages between system prompt and question."
+        default=None, description="Messages between system prompt and question."
     )
-    think: bool | None = Field(None, description="Whether <think> comes before <answer>.")
-    format_weight: float | None = Field(None, description="Weight of the environment's own format reward.")
+    think: bool | None = Field(default=None, description="Whether <think> comes before <answer>.")
+    format_weight: float | None = Field(
+        default=None, description="Weight of the environment's own format reward."
+    )
     match: str | None = Field(
-        None, description="How answers of `datasets` are compared: exact, normalized, numeric."
+        default=None, description="How answers of `datasets` are compared: exact, normalized, numeric."
     )
-    answer_regex: str | None = Field(None, description="Keep only what its first group finds in each answer.")
+    answer_regex: str | None = Field(
+        default=None, description="Keep only what its first group finds in each answer."
+    )
 
     @field_validator("tasks", mode="before")
     @classmethod
@@ -118,20 +128,20 @@ class RewardSpec(Section):
     """One reward function; the reward of a completion is the weighted sum."""
 
     name: str = Field(description="correctness, strict_format, ..., or one of your rewards_module.")
-    weight: float = Field(1.0, description="Weight in the sum; 0 makes it a metric.")
+    weight: float = Field(default=1.0, description="Weight in the sum; 0 makes it a metric.")
     params: dict[str, Any] = Field(default_factory=dict, description="Arguments of its class.")
     deadline: float | None = Field(
-        None, gt=0, description="Seconds one score may take. None: the reward's own."
+        default=None, gt=0, description="Seconds one score may take. None: the reward's own."
     )
 
 
 class LoggingSection(Section):
-    """What `training` has no name for. `report_to`, `steps`, `log_completions` ... may be written here as well."""
+    """What `training` has no name for. `report_to`, `steps`, `log_completions` ... may stand here too."""
 
-    wandb_project: str | None = Field(None, description="WANDB_PROJECT.")
-    wandb_entity: str | None = Field(None, description="WANDB_ENTITY.")
-    wandb_tags: list[str] | None = Field(None, description="WANDB_TAGS.")
-    wandb_mode: str | None = Field(None, description="WANDB_MODE: online, offline, disabled.")
+    wandb_project: str | None = Field(default=None, description="WANDB_PROJECT.")
+    wandb_entity: str | None = Field(default=None, description="WANDB_ENTITY.")
+    wandb_tags: list[str] | None = Field(default=None, description="WANDB_TAGS.")
+    wandb_mode: str | None = Field(default=None, description="WANDB_MODE: online, offline, disabled.")
 
 
 class EvalSection(Section):
@@ -142,15 +152,15 @@ class LaunchSection(Section):
     """How the programs are started."""
 
     num_processes: int | None = Field(
-        None, ge=1, description="Trainer processes over all nodes; checked at start."
+        default=None, ge=1, description="Trainer processes over all nodes; checked at start."
     )
 
 
 class Experiment(Section):
     """A whole experiment. `training` holds only what the files and overrides set."""
 
-    model: ModelSection = Field(default_factory=ModelSection)
-    data: DataSection = Field(default_factory=DataSection)
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
     rewards: list[RewardSpec] = Field(
         default_factory=list, description="Empty: the environment's own rewards."
     )
@@ -158,10 +168,12 @@ class Experiment(Section):
         default_factory=list, description="Files or packages that register rewards."
     )
     training: Any = None
-    eval: EvalSection = Field(default_factory=EvalSection)
-    logging: LoggingSection = Field(default_factory=LoggingSection)
-    launch: LaunchSection = Field(default_factory=LaunchSection)
-    provenance: dict[str, Any] | None = Field(None, description="Written with a run: versions, git, command.")
+    eval: EvalSection = EvalSection()
+    logging: LoggingSection = LoggingSection()
+    launch: LaunchSection = LaunchSection()
+    provenance: dict[str, Any] | None = Field(
+        default=None, description="Written with a run: versions, git, command."
+    )
 
     @field_validator("rewards_module", mode="before")
     @classmethod

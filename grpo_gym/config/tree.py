@@ -16,7 +16,7 @@ Values = dict[str, Any]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, except that `1e-6` is a number and `on`, `off`, `yes`, `no` are text too."""
+    """YAML 1.1 as PyYAML reads it, but `1e-6` is a number, and `on`, `off`, `yes`, `no` are text."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -72,7 +72,7 @@ class Tree:
 
 
 def parse_scalar(text: str) -> Any:
-    """A value written on the command line, read as YAML (`1e-6` a number, `[a, b]` a list, empty text None)."""
+    """A value written on the command line, read as YAML (`1e-6` a number, `[a, b]` a list, nothing None)."""
     return yaml.load(text, Loader=_Loader)
 
 

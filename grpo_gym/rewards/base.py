@@ -44,10 +44,13 @@ class BaseReward(ABC):
             Exception: whatever is raised makes the completion unscorable.
         """
 
+    def prepare(self) -> None:  # noqa: B027  (a hook that may stay empty)
+        """Slow imports and the like; in the scoring process, before the deadline begins to count."""
+
     @property
     def __name__(self) -> str:
         """What Verifiers logs the score under."""
-        return self.name or type(self).__name__
+        return self.name or type(self).__qualname__
 
     async def __call__(
         self,

@@ -148,6 +148,6 @@ def num_tokens(info: dict[str, Any]) -> int:
     """
     if "num_completion_tokens" not in info:
         raise RewardError(
-            "the sampler reports no token ids, which rewards of length need; train with vf-vllm or in process."
+            "the sampler reports no token ids, which rewards of length need; use vf-vllm or train in process."
         )
     return int(info["num_completion_tokens"])

@@ -1,4 +1,4 @@
-"""The task's own scorer, as other rewards can ask for it: once per completion, with a deadline where possible."""
+"""The task's own scorer, as rewards ask for it: once per completion, with a deadline where possible."""
 
 from __future__ import annotations
 
@@ -53,6 +53,8 @@ class TaskScorer:
         objects = self.rubric.score_objects(state)
         if self._in_worker:
             arguments = reasoning_gym_arguments(self.env, objects)
+            from grpo_gym.rewards.reasoning_gym_scorer import score_reasoning_gym
+
             return await call_within(score_reasoning_gym, arguments, self.deadline, "correctness")
         parameters = inspect.signature(self.function).parameters
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -82,7 +84,7 @@ def main_reward(rubric: vf.Rubric) -> tuple[vf.Rubric, Any]:
 
 
 def is_reasoning_gym(env: vf.Environment) -> bool:
-    """Whether `env` is this project's Reasoning Gym environment, whose entries carry all that scoring needs."""
+    """Whether `env` is this project's Reasoning Gym environment, whose rows carry what scoring needs."""
     return any(base.__module__.startswith("reasoning_gym_tasks.") for base in type(env).__mro__)
 
 
@@ -93,35 +95,3 @@ def reasoning_gym_arguments(env: Any, objects: Mapping[str, Any]) -> tuple[Any, 
     answer = env.parser.parse_answer(objects["completion"])
     place = (mixture.specs, mixture.seed, len(mixture), info["index"])
     return (*place, info["source_dataset"], answer, info["entry"], objects["question"])
-
-
-def score_reasoning_gym(
-    specs: tuple[Any, ...],
-    seed: int,
-    num_rows: int,
-    index: int,
-    task: str,
-    answer: str | None,
-    entry: str,
-    question: str,
-) -> float:
-    """Reasoning Gym's score of a parsed answer; 0 when nothing was parsed. Runs in a worker process."""
-    if answer is None:
-        return 0.0
-    from reasoning_gym_tasks.entries import decode_entry
-    from reasoning_gym_tasks.scoring import score_answer
-
-    key = repr(specs)
-    if key not in _mixtures or _mixtures[key].seed != seed:
-        _mixtures[key] = _make_mixture(specs, seed, num_rows)
-    dataset = _mixtures[key].scorer_at(index)
-    return score_answer(dataset, task, answer, decode_entry(entry, question))
-
-
-_mixtures: dict[str, Any] = {}
-
-
-def _make_mixture(specs: tuple[Any, ...], seed: int, num_rows: int) -> Any:
-    from reasoning_gym_tasks.mixture import TaskMixture
-
-    return TaskMixture(specs, seed, num_rows)

@@ -1,4 +1,4 @@
-"""Mathematical equality by math-verify. It may take minutes or forever on adversarial input: hence the deadline."""
+"""Mathematical equality by math-verify, which may take forever on adversarial input: hence the deadline."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from grpo_gym.rewards.registry import register_reward
 class MathVerify(BaseReward):
     r"""1.0 when the answer equals the dataset's mathematically (1/2 = 0.5 = \frac{1}{2}); else 0.0.
 
-    What is compared is in the last closed answer tag, else in the last \boxed{}; without either the score is 0.
+    What is compared is in the last closed answer tag, else in the last \boxed{}; without either it is 0.
 
     Args:
         answer_tag: the tag that holds the answer.
@@ -24,6 +24,10 @@ class MathVerify(BaseReward):
     def __init__(self, answer_tag: str = "answer", max_characters: int = 1000) -> None:
         self.answer_tag = answer_tag
         self.max_characters = max_characters
+
+    def prepare(self) -> None:
+        """Import math-verify and sympy."""
+        import math_verify  # noqa: F401
 
     def compute(self, prompt: str, completion: str, answer: str, info: dict[str, Any]) -> float:
         """1.0 or 0.0; runs in a scoring process, whose deadline replaces math-verify's own time-outs."""

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+from grpo_gym.rewards.base import BaseReward
 from grpo_gym.rewards.registry import load_rewards_module
 
 
@@ -49,6 +50,9 @@ def _load(payload: bytes) -> Callable[[], Any]:
     for module in modules:
         load_rewards_module(module)
     function, arguments = pickle.loads(pickled)
+    reward = getattr(function, "__self__", None)
+    if isinstance(reward, BaseReward):
+        reward.prepare()
     return functools.partial(function, *arguments)
 
 

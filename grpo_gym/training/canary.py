@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from grpo_gym.inference.weight_sync import check_canary, server_logprobs
+from grpo_gym.inference.server_api import server_logprobs
+from grpo_gym.inference.weight_sync import check_canary
 from grpo_gym.training.logprobs import completion_logprobs
 from grpo_gym.training.packing import PackInput, pack_groups
 

@@ -149,6 +149,9 @@ def _with_logprobs(forward: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, *args, **kwargs)
         if kwargs.get("inputs_embeds") is not None:
             raise ValueError("packed log-probs take token ids only: use LoRA, not prompt learning.")
+        if packing_support(self)[0] == "padded" and not getattr(self, "logits_checked", False):
+            _check_logits(self, original, packed.batch.input_ids[:, :2])
+            self.logits_checked = True
         return _model_logprobs(self, packed)
 
     forward_or_logprobs.answers_logprobs = True  # type: ignore[attr-defined]
@@ -196,12 +199,37 @@ def _is_partitioned(head: nn.Module) -> bool:
 
 def logit_transform(config: PretrainedConfig, temperature: float) -> LogitTransform:
     """The transform of a model's logits, from the names that transformers' configurations give it."""
-    text_config = config.get_text_config()
+    text_config: Any = config.get_text_config()
     scale = 1.0
-    for name in ("logit_scale", "lm_head_multiplier"):
+    for name in ("logit_scale", "lm_head_multiplier", "output_multiplier"):
         scale *= getattr(text_config, name, None) or 1.0
-    scale /= getattr(text_config, "logits_scaling", None) or 1.0
+    scaling = getattr(text_config, "logits_scaling", None) or 1.0
+    scale *= scaling if text_config.model_type == "hyperclovax" else 1.0 / scaling
     return LogitTransform(scale, getattr(text_config, "final_logit_softcapping", None), temperature)
+
+
+@torch.no_grad()
+def _check_logits(model: PreTrainedModel, forward: Callable[..., Any], input_ids: Tensor) -> None:
+    """Compare our logits with the model's own: architectures that are not in the tests may transform theirs.
+
+    Raises:
+        ValueError: they differ, so that log-probs would be wrong.
+    """
+    seen: list[Tensor] = []
+    handle = model.base_model.register_forward_hook(
+        lambda _, __, output: seen.append(output.last_hidden_state)
+    )
+    try:
+        expected = forward(model, input_ids=input_ids, use_cache=False).logits[0, -1]
+    finally:
+        handle.remove()
+    found = logit_transform(model.config, 1.0)(model.get_output_embeddings()(seen[0][:, -1]))[0]
+    tolerance = 8 * torch.finfo(expected.dtype).eps * expected.abs().max().clamp(min=1).item()
+    if not torch.allclose(found, expected.to(found.dtype), rtol=0, atol=max(tolerance, 1e-4)):
+        raise ValueError(
+            f"{model.config.model_type} transforms its logits in a way that is not known here: its log-probs would "
+            "be wrong; train another model or add the transform to logit_transform."
+        )
 
 
 # ---- chunks ---------------------------------------------------------------------------------------------

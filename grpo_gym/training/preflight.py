@@ -7,7 +7,7 @@ import warnings
 import verifiers as vf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from grpo_gym.inference.vllm_client import check_server, wait_for_server
+from grpo_gym.inference.server_api import check_server, wait_for_server
 from grpo_gym.models import resolve_model
 from grpo_gym.rollouts.chat import ChatRenderer, check_chat_template
 from grpo_gym.rollouts.prompts import EnvironmentRows, PromptStream, Row, select_eval_rows

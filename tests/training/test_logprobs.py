@@ -213,6 +213,26 @@ def test_logit_transforms(name):
     torch.testing.assert_close(found, gradients(model, expected), rtol=0, atol=1e-12)
 
 
+def test_unknown_logit_transform_is_refused():
+    model = make_model("gpt_neox", install=False)
+    original = type(model).forward
+
+    def shifted(self, *args, **kwargs):
+        output = original(self, *args, **kwargs)
+        output.logits = output.logits * 1.01
+        return output
+
+    model.forward = types.MethodType(shifted, model)
+    install_logprob_forward(model)
+    with pytest.raises(ValueError, match="not known here"):
+        completion_logprobs(model, make_batch())
+
+
+def test_hyperclovax_multiplies_where_granite_divides():
+    model = make_model("hyperclovax", logits_scaling=3.0)
+    assert_same_as_padded(model, make_batch(), tolerance=2e-5)
+
+
 def test_head_with_a_bias():
     model = make_model()
     model.lm_head.bias = torch.nn.Parameter(torch.randn(VOCABULARY, dtype=torch.float64))

@@ -1,4 +1,4 @@
-r"""The written form of an answer: what it says once `\boxed`, `$`, units, names and habits of typing are off."""
+r"""What an answer says once `\boxed`, `$`, units, names and habits of typing are off."""
 
 from __future__ import annotations
 

@@ -59,8 +59,8 @@ def make_problems(
 
 
 def _chosen(tasks: Tasks | None) -> list[BuiltinTask]:
-    wanted = dict.fromkeys(TASKS, {}) if tasks is None else tasks
-    settings = wanted if isinstance(wanted, Mapping) else dict.fromkeys(wanted, {})
+    wanted = list(TASKS) if tasks is None else tasks
+    settings = wanted if isinstance(wanted, Mapping) else {name: {} for name in wanted}
     unknown = [name for name in settings if name not in TASKS]
     if unknown or not settings:
         raise ValueError(f"no builtin task {', '.join(unknown) or 'given'}; choose from {', '.join(TASKS)}.")
@@ -82,8 +82,8 @@ def _take(tasks: Sequence[BuiltinTask], seed: int, count: int, seen: set[str]) -
             misses += 1
             if misses > _MAX_MISSES:
                 raise ValueError(
-                    f"the builtin tasks {', '.join(t.name for t in tasks)} have too few different problems for "
-                    f"the rows asked for ({len(rows)} of {count} found); ask for fewer or name more tasks."
+                    f"the builtin tasks {', '.join(t.name for t in tasks)} have too few different problems "
+                    f"for the rows asked for ({len(rows)} of {count} found); ask for fewer or add tasks."
                 )
             continue
         misses = 0
@@ -193,7 +193,9 @@ TASKS: dict[str, BuiltinTask] = {
     task.name: task
     for task in (
         BuiltinTask("chain_sum", _sum, {"max_terms": 4, "max_digits": 3}),
-        BuiltinTask("decimal_chain_sum", _decimal_sum, {"max_terms": 3, "max_digits": 2, "max_decimal_places": 2}),
+        BuiltinTask(
+            "decimal_chain_sum", _decimal_sum, {"max_terms": 3, "max_digits": 2, "max_decimal_places": 2}
+        ),
         BuiltinTask("products", _product, {"max_digits": 2}),
         BuiltinTask("basic_arithmetic", _as_asked, {"max_terms": 4, "max_digits": 2}),
         BuiltinTask("fraction_simplification", _fraction, {"max_value": 50, "max_factor": 12}),

@@ -12,8 +12,10 @@ import re
 from math_reasoning.answers import closing_brace
 
 MAX_CHARACTERS = 2000
-_MAX_DEPTH = 30
+_MAX_DEPTH = 16
 _MAX_DIGITS = 400
+_MAX_SIGNS = 4
+_MAX_LETTERS = 40
 _MAX_EXPONENT = 5_000
 _MAX_POWER_OF_NUMBERS = 50_000
 _MAX_FACTORIAL = 500
@@ -26,6 +28,7 @@ def is_affordable(latex: str) -> bool:
         len(latex) <= MAX_CHARACTERS
         and _depth(latex) <= _MAX_DEPTH
         and max(map(len, re.findall(r"\d+", latex)), default=0) <= _MAX_DIGITS
+        and not re.search(rf"(?:[+-]\s*){{{_MAX_SIGNS + 1}}}|(?:[A-Za-z]\s*){{{_MAX_LETTERS + 1}}}", latex)
         and _factorials_are_small(latex)
         and _exponents_are_small(latex)
     )
@@ -42,8 +45,9 @@ def _depth(latex: str) -> int:
 def _factorials_are_small(latex: str) -> bool:
     # \binom and n! of anything but a plain number may grow without bound.
     numbers = [int(n) for n in re.findall(r"(\d+)\s*!", latex)]
-    numbers += [int(n) for n in re.findall(r"\\d?binom\s*\{?\s*(\d+)", latex)]
-    return max(numbers, default=0) <= _MAX_FACTORIAL and not re.search(r"[)\]}!]\s*!", latex)
+    numbers += [int(n) for n in re.findall(r"\\[dt]?binom\s*\{?\s*(\d+)", latex)]
+    computed = re.search(r"[)\]}!]\s*!|\\[dt]?binom(?!\s*\{\s*\w{1,4}\s*\}\s*\{\s*\w{1,4}\s*\})", latex)
+    return max(numbers, default=0) <= _MAX_FACTORIAL and computed is None
 
 
 def _exponents_are_small(latex: str) -> bool:
@@ -52,7 +56,7 @@ def _exponents_are_small(latex: str) -> bool:
         exponent = _group_after(latex, caret.end())
         literals = [max(1, int(n)) for n in re.findall(r"\d+", exponent)]
         size = math.prod(literals)
-        has_variable = re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", exponent)) is not None
+        has_variable = re.search(r"[A-Za-df-z]", re.sub(r"\\[A-Za-z]+", "", exponent)) is not None
         if size > _MAX_EXPONENT or "!" in exponent or ("^" in exponent and not has_variable):
             return False
         base = latex[: caret.start()].rstrip()[-1:]

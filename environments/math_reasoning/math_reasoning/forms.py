@@ -23,7 +23,9 @@ _IMAGINARY = rf"(?:{_REAL}|[+-]?)\s*\\imath"
 _LITERAL = re.compile(
     rf"\s*(?:{_REAL}|{_IMAGINARY}|{_REAL}\s*[+-]\s*(?:{_REAL})?\s*\\imath|{_IMAGINARY}\s*[+-]\s*{_REAL})\s*"
 )
-_PENDING = re.compile(r"\\(?:int|iint|oint|sum|prod|lim|det)(?![A-Za-z])|\\frac\s*\{d|\\gcd|\\lcm|\\max|\\min")
+_PENDING = re.compile(
+    r"\\(?:int|iint|oint|sum|prod|lim|det)(?![A-Za-z])|\\frac\s*\{d|\\gcd|\\lcm|\\max|\\min"
+)
 _LOWEST_TERMS = re.compile(r"lowest terms|simplest form|simplify the fraction", re.IGNORECASE)
 _EXPAND = re.compile(r"\bexpand", re.IGNORECASE)
 _FACTOR = re.compile(r"\bfactor(?:i[sz])?e?\b(?! of)", re.IGNORECASE)
@@ -52,7 +54,7 @@ def is_worked_out(question: str, gold: Answer, answer: Answer) -> bool:
 
 
 def has_asked_form(question: str, expression: sympy.Basic | sympy.MatrixBase) -> bool:
-    """Whether an expression is expanded where the question says "expand", a product where it says "factor"."""
+    """Whether it is expanded where the question says "expand", a product where it says "factor"."""
     if not isinstance(expression, sympy.Expr):
         return True
     if _EXPAND.search(question):
@@ -61,7 +63,9 @@ def has_asked_form(question: str, expression: sympy.Basic | sympy.MatrixBase) ->
 
 
 def _is_product_of_sums(part: sympy.Basic) -> bool:
-    return isinstance(part, sympy.Mul | sympy.Pow) and any(arg.is_Add and arg.free_symbols for arg in part.args)
+    return isinstance(part, sympy.Mul | sympy.Pow) and any(
+        arg.is_Add and arg.free_symbols for arg in part.args
+    )
 
 
 def _in_lowest_terms(latex: str) -> bool:

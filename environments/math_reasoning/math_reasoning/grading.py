@@ -2,9 +2,10 @@ r"""Whether an answer is the reference answer: math-verify, with the doors close
 
 What it does differently from `math_verify.verify(parse(gold), parse(answer))`:
 the whole answer is parsed, never a number picked out of it; units must agree where both sides have one;
-`3 1/2` is 7/2 and `2^10` is 1024; (1, 2), [1, 2] and {1, 2} stay apart; 50% is 1/2 and 0.09 is not 9%;
-numbers are compared exactly, however large or small, and a decimal stands for an unending number only
-with six correct digits; 1/0 equals nothing; what is left to compute is no answer. Runs in a process of its own: see `math_reasoning.pool`.
+`3 1/2` is 7/2; (1, 2), [1, 2] and {1, 2} stay apart; 50% is 1/2 and 0.09 is not 9%; numbers are compared
+exactly, however large or small, and a decimal stands for an unending number only with six correct digits;
+1/0 equals nothing; what is left to compute is no answer. Runs in a process of its own: see
+`math_reasoning.pool`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
+import zlib
 from decimal import Decimal
 from fractions import Fraction
 
@@ -49,6 +51,9 @@ def grade(gold: str, answer: str, question: str = "") -> bool:
         gold: the reference answer: LaTeX, plain mathematics or words, `boxed` or not.
         answer: what stood between the answer tags. Anything that cannot be parsed is wrong.
         question: what was asked; an answer that only repeats its formula is wrong.
+
+    Raises:
+        Exception: whatever sympy raises when the reference answer itself cannot be handled.
     """
     if not answer.strip() or len(answer) > max(MAX_CHARACTERS, len(gold)):
         return False
@@ -63,7 +68,12 @@ def grade(gold: str, answer: str, question: str = "") -> bool:
         return False
     if not is_worked_out(question, expected, given):
         return False
-    return any(_same(left, right) for left, right in _comparisons(expected, given)) and _has_form(question, given)
+    try:
+        return any(_same(*pair) for pair in _comparisons(expected, given)) and _has_form(question, given)
+    except Exception:
+        # sympy raises all sorts on nonsense. The answer is at fault if the reference alone causes no error.
+        _check_comparable(expected.value)
+        return False
 
 
 def _squeeze(text: str) -> str:
@@ -116,6 +126,13 @@ def _is_above_one(latex: str) -> bool:
     return number is not None and bool(abs(number) > 1)
 
 
+def _check_comparable(gold: str) -> None:
+    expression = _parse(gold)
+    if expression is not None:
+        _differ_at_a_point(expression, expression)
+        verify(expression, expression, timeout_seconds=None)
+
+
 def _same(gold: str, answer: str) -> bool:
     if _squeeze(gold) == _squeeze(answer):
         return True
@@ -130,8 +147,9 @@ def _same(gold: str, answer: str) -> bool:
     if decimals is not None:
         return decimals
     sets_for_relations = bool(_INTERVAL_ONLY.search(gold))
-    equal = verify(left, right, timeout_seconds=None, allow_set_relation_comp=sets_for_relations)
-    return bool(equal) and not _differ_as_numbers(left, right)
+    if _differ_at_a_point(left, right):
+        return False
+    return bool(verify(left, right, timeout_seconds=None, allow_set_relation_comp=sets_for_relations))
 
 
 @functools.lru_cache(maxsize=256)
@@ -219,9 +237,29 @@ def _evaluate(expression: sympy.Basic | sympy.MatrixBase | None) -> sympy.Expr |
     return value if value.is_Number and value.is_finite else None
 
 
-def _differ_as_numbers(left: sympy.Basic, right: sympy.Basic) -> bool:
-    """math-verify takes 10^{-20} and 2*10^{-20} for equal, both being near 0."""
-    a, b = _evaluate(left), _evaluate(right)
-    if a is None or b is None:
+def _differ_at_a_point(left: sympy.Basic, right: sympy.Basic) -> bool:
+    """Whether two formulas have different values where every symbol stands for some fixed number.
+
+    Sure and fast where `simplify` may take minutes to fail, and strict where math-verify is not: it takes
+    10^{-20} and 2*10^{-20} for equal, both being near 0. False also means "not known".
+    """
+    if not isinstance(left, sympy.Expr) or not isinstance(right, sympy.Expr):
         return False
-    return bool(abs(a - b) > _RELATIVE_TOLERANCE * max(abs(a), abs(b)))
+    if isinstance(left, sympy.Symbol) or isinstance(right, sympy.Symbol):
+        return False  # math-verify compares names: "abc" may be a*b*c
+    points = [_at_a_point(side) for side in (left, right)]
+    sizes = [abs(number).evalf(20) for number in (points[0] - points[1], *points)]
+    if not all(size.is_Number and size.is_finite for size in sizes):
+        return False
+    return bool(sizes[0] > _RELATIVE_TOLERANCE * max(sizes))
+
+
+def _at_a_point(expression: sympy.Expr) -> sympy.Expr:
+    values = {symbol: _number_for(symbol.name) for symbol in expression.free_symbols}
+    value = expression.xreplace(values).doit()
+    return value if value.is_Rational else value.evalf(40)
+
+
+def _number_for(name: str) -> sympy.Rational:
+    """A number in (1, 2) that belongs to the name."""
+    return 1 + sympy.Rational(zlib.crc32(name.casefold().encode()) | 1, 2**33)

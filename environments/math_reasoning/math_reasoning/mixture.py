@@ -1,4 +1,4 @@
-"""Several sources in one dataset, in the shares their weights ask for; train and eval never share a question."""
+"""Several sources in one dataset, in the shares of their weights; train and eval share no question."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def build_splits(
     eval_fraction: float,
     seed: int,
 ) -> Split:
-    """Train and eval rows (or None without eval) with `question`, `answer`, `source`, and `image` where given.
+    """Train and eval rows (None without eval): `question`, `answer`, `source`, and `image` where given.
 
     Args:
         specs: the members and their weights.
@@ -80,7 +80,7 @@ def _load(spec: SourceSpec, num_train: int | None, num_eval: int | None, fractio
         count = min(_MAX_HELD_OUT, max(1, round(fraction * len(train)))) if fraction else 0
     if not 0 <= count < len(train):
         raise ValueError(
-            f"cannot hold {count} of the {len(train)} rows of {spec.dataset!r} out for eval and still train; "
+            f"cannot hold {count} of the {len(train)} rows of {spec.label} out for eval and still train; "
             "lower num_eval_examples or name an eval_split."
         )
     shuffled = train.shuffle(seed=seed)
@@ -91,9 +91,8 @@ def _load(spec: SourceSpec, num_train: int | None, num_eval: int | None, fractio
 def _rows(spec: SourceSpec, split: str) -> Dataset:
     rows, left_out = load_rows(spec.dataset, spec.config, split, spec.fields, spec.answer_regex)
     if left_out:
-        logger.warning("%d rows of %r have no question or no answer and are left out.", left_out, spec.dataset)
-    label = "dataset" if isinstance(spec.dataset, Dataset) else str(spec.dataset)
-    return rows.add_column("source", [label] * len(rows))
+        logger.warning("%d rows of %s have no question or no answer and are left out.", left_out, spec.label)
+    return rows.add_column("source", [spec.label] * len(rows))
 
 
 def _without(train: Dataset, eval_rows: Dataset | None) -> Dataset:
@@ -124,7 +123,9 @@ def _mix(
     if total is None and len(present) == 1:
         return present[0][1]
     if total is not None and not 1 <= total <= most:
-        raise ValueError(f"{argument}={total}, but the datasets and weights allow 1 to {most} without repeats.")
+        raise ValueError(
+            f"{argument}={total}, but the datasets and weights allow 1 to {most} without repeats."
+        )
     counts = _shares(most if total is None else total, shares)
     chosen = [part.select(range(count or 0)) for (_, part, _), count in zip(present, counts, strict=True)]
     mixed = concatenate_datasets(chosen)
@@ -133,7 +134,11 @@ def _mix(
 
 def _most_without_repeats(sizes: Sequence[int], weights: Sequence[float]) -> int:
     """The largest total whose shares no member is too small for."""
-    total = math.floor(min(size * sum(weights) / weight for size, weight in zip(sizes, weights, strict=True))) + 1
-    while total > 0 and any((count or 0) > size for count, size in zip(_shares(total, weights), sizes, strict=True)):
+    total = (
+        math.floor(min(size * sum(weights) / weight for size, weight in zip(sizes, weights, strict=True))) + 1
+    )
+    while total > 0 and any(
+        (count or 0) > size for count, size in zip(_shares(total, weights), sizes, strict=True)
+    ):
         total -= 1
     return total

@@ -125,7 +125,9 @@ class _Worker:
         while not line.endswith(b"\n"):
             readable, _, _ = select.select([descriptor], [], [], max(0.0, end - time.monotonic()))
             if not readable:
-                raise UnscorableError(f"grading took longer than {seconds:g} s on {what}; the process was ended.")
+                raise UnscorableError(
+                    f"grading took longer than {seconds:g} s on {what}; the process was ended."
+                )
             chunk = os.read(descriptor, 4096)
             if not chunk:
                 raise UnscorableError(

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from datasets import Dataset
 
@@ -36,7 +36,7 @@ class SourceSpec:
     """One member of a mix.
 
     Attributes:
-        dataset: a preset ("big-math", "gsm8k", "math", "builtin"), file, Hugging Face id or folder, or `Dataset`.
+        dataset: a preset ("big-math", "gsm8k", "math", "builtin"), file, Hugging Face id, folder, `Dataset`.
         config: its configuration on the hub.
         split: where training rows come from.
         eval_split: where eval rows come from; None to hold rows out of `split`.
@@ -55,8 +55,13 @@ class SourceSpec:
     answer_regex: str | None = None
     tasks: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None
 
+    @property
+    def label(self) -> str:
+        """What messages and the column `source` call it."""
+        return "the dataset" if isinstance(self.dataset, Dataset) else str(self.dataset)
 
-DatasetSpec = str | Path | Dataset | Mapping[str, Any] | Sequence[Any]
+
+DatasetSpec: TypeAlias = str | Path | Dataset | Mapping[str, Any] | Sequence[Any]
 
 _BOXED = r"(?s)(\\boxed\s*\{.*\})"
 PRESETS: dict[str, SourceSpec] = {
@@ -84,8 +89,7 @@ def parse_dataset(dataset: DatasetSpec, defaults: Mapping[str, Any]) -> tuple[So
     Raises:
         ValueError: an unknown key, a bad weight, or no source at all.
     """
-    is_one = isinstance(dataset, str | Path | Dataset | Mapping)
-    members = [dataset] if is_one else list(dataset)
+    members = list(dataset) if isinstance(dataset, list | tuple) else [dataset]
     if not members:
         raise ValueError("dataset is an empty list; name at least one dataset.")
     return tuple(_member(member, defaults) for member in members)
@@ -105,7 +109,7 @@ def _member(member: Any, defaults: Mapping[str, Any]) -> SourceSpec:
     spec = dataclasses.replace(base, **changes, fields=fields)
     _check_weight(spec)
     if spec.tasks is not None and spec.dataset != BUILTIN:
-        raise ValueError(f"tasks belong to dataset='builtin', not to {spec.dataset!r}.")
+        raise ValueError(f"tasks belong to dataset='builtin', not to {spec.label}.")
     return spec
 
 
@@ -117,7 +121,7 @@ def _preset(dataset: Any) -> SourceSpec:
     return PRESETS.get(dataset) or by_path.get(dataset) or SourceSpec(dataset)
 
 
-def _fields(base: Fields, mapping: Mapping[str, str | None]) -> Fields:
+def _fields(base: Fields, mapping: Mapping[str, Any]) -> Fields:
     _check_keys("field_mapping", mapping, [f.name for f in dataclasses.fields(Fields)])
     return dataclasses.replace(base, **mapping)
 
@@ -126,7 +130,11 @@ def _check_keys(what: str, given: Iterable[str], known: Sequence[str]) -> None:
     for key in given:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=2, cutoff=0.5)
-            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it may have {', '.join(known)}."
+            hint = (
+                f"did you mean {' or '.join(map(repr, near))}?"
+                if near
+                else f"it may have {', '.join(known)}."
+            )
             raise ValueError(f"unknown key '{key}' in {what}; {hint}")
 
 
@@ -134,4 +142,4 @@ def _check_weight(spec: SourceSpec) -> None:
     weight = spec.weight
     is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
     if not is_number or not math.isfinite(weight) or weight <= 0:
-        raise ValueError(f"the weight of dataset {spec.dataset!r} must be a number above 0, not {weight!r}.")
+        raise ValueError(f"the weight of {spec.label} must be a number above 0, not {weight!r}.")

@@ -22,8 +22,11 @@ _POWERS = {"square": "^2", "sq": "^2", "squared": "^2", "cubic": "^3", "cubed": 
 _CURRENCIES = {"$": "dollar", "€": "euro", "£": "pound sterling", "¥": "yen"}
 # As an answer's last word these scale or negate it: never a unit, wherever they stand.
 _NOT_UNITS = frozenset(
-    "hundred thousand million billion trillion dozen half halves third quarter times over squared cubed "
-    "factorial pi not negative minus plus or and mod modulo".split()
+    (
+        *("hundred", "thousand", "million", "billion", "trillion", "dozen", "half", "halves", "third"),
+        *("quarter", "times", "over", "squared", "cubed", "factorial", "pi", "not", "negative", "minus"),
+        *("plus", "or", "and", "mod", "modulo"),
+    )
 )
 
 
@@ -43,7 +46,8 @@ _TEXT_UNIT = re.compile(
     re.DOTALL,
 )
 _WORD_UNIT = re.compile(
-    r"(?P<value>.*?(?:(?<=[\d})\]])(?P<gap>\s*)|(?P<space>\s+)))(?P<unit>[A-Za-z][A-Za-z/. ]*(?:\^\{?[23]\}?)?)",
+    r"(?P<value>.*?(?:(?<=[\d})\]])(?P<gap>\s*)|(?P<space>\s+)))"
+    r"(?P<unit>[A-Za-z][A-Za-z/. ]*(?:\^\{?[23]\}?)?)",
     re.DOTALL,
 )
 _PERCENT = re.compile(
@@ -51,12 +55,14 @@ _PERCENT = re.compile(
     re.DOTALL,
 )
 _DEGREE = re.compile(r"(?P<value>.*\S)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*(?:\\text\{)?(?P<scale>[CF]?)\}?")
-_CURRENCY = re.compile(r"(?P<sign>-?)\s*\\?(?P<mark>[$€£¥])\s*(?P<sign2>-?)\s*(?P<value>[\d.\\(].*)", re.DOTALL)
+_CURRENCY = re.compile(
+    r"(?P<sign>-?)\s*\\?(?P<mark>[$€£¥])\s*(?P<sign2>-?)\s*(?P<value>[\d.\\(].*)", re.DOTALL
+)
 _BASE = re.compile(r"(?P<value>\d+)_\s*\{?(?:\\text\{)?\s*(?P<base>\w+)\s*\}?\}?")
 
 
 def split_unit(text: str) -> tuple[str, str | None]:
-    r"""A value and the name of its unit: `5\text{ cm}` -> ("5", "cm"), `50\%` -> ("50", "%"), `7` -> ("7", None).
+    r"""A value and its unit's name: `5\text{ cm}` -> ("5", "cm"), `50\%` -> ("50", "%"), `7` -> ("7", None).
 
     A number's base is treated as its unit: `101_2` -> ("101", "base 2").
     """

@@ -1,0 +1,225 @@
+"""Rollouts per second through environment and `RolloutEngine` when tokens cost nothing.
+
+python -m benchmarks rollout_overhead            # in-process sampler, stub server, stock client, in turn
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import verifiers as vf
+from datasets import Dataset
+from transformers import AutoTokenizer
+
+from benchmarks.harness import Result, Spread, say
+from benchmarks.provenance import ROOT
+from benchmarks.zero_latency import COMPLETION_TOKENS, ZeroLatencySampler
+from grpo_gym.inference.sampler import Sampler, SamplingParams
+from grpo_gym.models import TINY_MODEL_PATH
+from grpo_gym.rollouts.chat import ChatRenderer
+from grpo_gym.rollouts.engine import RolloutEngine
+
+Measure = Callable[[], float]
+BAR = 500.0
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    """The options of `rollout_overhead`."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks rollout_overhead")
+    parser.add_argument("--prompts", type=int, default=128, help="groups per measurement")
+    parser.add_argument("--group-size", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="where result files go")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    """Measure the ways in turn, `repeats` times."""
+    args = parse_args(argv)
+    result = Result("rollout_overhead", ["rollout_overhead", *argv], notes=_notes(args))
+    rates: dict[str, list[float]] = {}
+    with stub_server() as url, ways(url, args) as measures:
+        cores = pin_to_one_core()
+        for repeat in range(-1, args.repeats):  # round -1 warms up
+            for name, measure in measures.items():
+                rate = measure()
+                if repeat >= 0:
+                    rates.setdefault(name, []).append(rate)
+    for name, values in rates.items():
+        spread = Spread.of(values)
+        say(f"{name}: {spread} rollouts/s")
+        result.figures.update(spread.figures(f"rollouts_per_second_{name}"))
+        result.rows.append({"way": name, "rollouts/s": str(spread), "bar": BAR})
+    result.details = {"rates": rates, "pinned_to_one_core": cores}
+    result.write(lambda axes: _plot(axes, rates), args.folder)
+
+
+@contextlib.contextmanager
+def ways(url: str, args: argparse.Namespace) -> Iterator[dict[str, Measure]]:
+    """What is measured, by name; the stub server's client only where this version has one."""
+    engines = {"in_process": make_engine(ZeroLatencySampler())}
+    client = http_sampler(url)
+    if client is not None:
+        engines["stub_server"] = make_engine(client)
+    measures = {name: _engine_measure(engine, args) for name, engine in engines.items()}
+    measures["stub_server_stock_client"] = lambda: stock_client_rate(url, args)
+    try:
+        yield measures
+    finally:
+        for engine in engines.values():
+            engine.close()
+
+
+def make_env(count: int = 64) -> vf.Environment:
+    """A single-turn environment whose scoring costs next to nothing."""
+
+    def correct(completion: vf.Messages, answer: str) -> float:
+        return float(len(answer) % 2)
+
+    rows = {"question": [f"How much is {i} + {i}?" for i in range(count)], "answer": ["4"] * count}
+    return vf.SingleTurnEnv(dataset=Dataset.from_dict(rows), rubric=vf.Rubric([correct]))
+
+
+def make_engine(sampler: Sampler) -> RolloutEngine:
+    """The engine as the trainer builds it."""
+    tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL_PATH)
+    return RolloutEngine(make_env(), sampler, ChatRenderer(tokenizer), max_concurrent=512)
+
+
+def http_sampler(url: str) -> Sampler | None:
+    """The trainer's vLLM client, pointed at the stub; None where this version has none."""
+    if importlib.util.find_spec("grpo_gym.inference.vllm_client") is None:
+        return None
+    from grpo_gym.inference.vllm_client import VLLMSampler
+
+    sampler: Sampler = VLLMSampler([url], model="policy", request_timeout=60.0)
+    return sampler
+
+
+def engine_rate(engine: RolloutEngine, num_prompts: int, group_size: int) -> float:
+    """Rollouts per second of one call of `generate`.
+
+    Raises:
+        RuntimeError: a rollout failed, so that the rate would mean nothing.
+    """
+    dataset = engine.env.get_dataset()
+    rows = [dataset[i % len(dataset)] for i in range(num_prompts)]
+    params = SamplingParams(max_tokens=COMPLETION_TOKENS)
+    start = time.perf_counter()
+    groups = engine.generate(rows, group_size, params, [None] * num_prompts)
+    seconds = time.perf_counter() - start
+    failed = [r.error for group in groups for r in group.rollouts if not r.is_valid]
+    if failed:
+        raise RuntimeError(f"{len(failed)} rollouts failed: {failed[0]}")
+    return num_prompts * group_size / seconds
+
+
+def _engine_measure(engine: RolloutEngine, args: argparse.Namespace) -> Measure:
+    return lambda: engine_rate(engine, args.prompts, args.group_size)
+
+
+def stock_client_rate(url: str, args: argparse.Namespace) -> float:
+    """The same environment through Verifiers' own token client, a quarter as many rollouts."""
+    return asyncio.run(_stock_client_rate(url, max(1, args.prompts // 4), args.group_size))
+
+
+async def _stock_client_rate(url: str, num_prompts: int, group_size: int) -> float:
+    from verifiers.clients import resolve_client
+    from verifiers.types import ClientConfig
+
+    os.environ.setdefault("STUB_KEY", "none")
+    config = ClientConfig(
+        client_type="openai_chat_completions_token", api_base_url=f"{url}/v1", api_key_var="STUB_KEY"
+    )
+    client = resolve_client(config)
+    env = make_env()
+    rows = [env.get_dataset()[i % 64] for i in range(num_prompts)]
+    start = time.perf_counter()
+    outputs = await asyncio.gather(
+        *(
+            env.run_group(
+                [dict(row) for _ in range(group_size)],
+                client=client,
+                model="policy",
+                sampling_args={"max_tokens": COMPLETION_TOKENS},
+                state_columns=["trajectory"],
+            )
+            for row in rows
+        )
+    )
+    seconds = time.perf_counter() - start
+    failed = [o["error"] for group in outputs for o in group if o.get("error") or not o["trajectory"]]
+    if failed:
+        raise RuntimeError(f"{len(failed)} rollouts of the stock client failed: {failed[0]}")
+    return num_prompts * group_size / seconds
+
+
+@contextlib.contextmanager
+def stub_server() -> Iterator[str]:
+    """The stub in a process of its own; yields its URL."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "benchmarks.zero_latency", "--port", str(port)]
+    process = subprocess.Popen(command, cwd=ROOT)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _wait_until_up(url, process)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _wait_until_up(url: str, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(300):
+        if process.poll() is not None:
+            raise RuntimeError(f"the stub server ended with exit status {process.returncode}")
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=1.0).close()
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.1)
+        else:
+            return
+    raise RuntimeError("the stub server did not answer within 30 s")
+
+
+def pin_to_one_core() -> bool:
+    """Keep all threads of this process on one core."""
+    if not hasattr(os, "sched_setaffinity"):
+        return False
+    core = {min(os.sched_getaffinity(0))}
+    for thread in os.listdir("/proc/self/task"):
+        os.sched_setaffinity(int(thread), core)
+    return True
+
+
+def _notes(args: argparse.Namespace) -> list[str]:
+    return [
+        f"{args.prompts} groups of {args.group_size} per measurement, up to 512 rollouts in flight, "
+        f"{COMPLETION_TOKENS} tokens per completion; the client runs on one core, the stub server beside it.",
+        "in_process: environment, chat template, scoring and RolloutEngine without any network.",
+        "stub_server: the same with the trainer's HTTP client against a server that answers at once.",
+        "stub_server_stock_client: Verifiers' own client and environment alone, without RolloutEngine.",
+    ]
+
+
+def _plot(axes: Any, rates: dict[str, list[float]]) -> None:
+    spreads = {name: Spread.of(values) for name, values in rates.items()}
+    axes.bar(list(spreads), [spread.median for spread in spreads.values()])
+    axes.axhline(BAR, color="black", linewidth=0.8, label=f"bar: {BAR:.0f}")
+    axes.set_ylabel("rollouts per second")
+    axes.legend()

@@ -1,0 +1,63 @@
+"""`grpo-gym`: one command line for everything. Each command is a module here, imported only when it is used.
+
+A command module has `add_arguments(parser)` and `run(args) -> int`, and imports what is slow inside `run`.
+
+Exit codes: 0 done; 1 it failed while running, or `doctor` found something that prevents training; 2 the
+command line or the experiment is wrong, nothing was started; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from grpo_gym import __version__
+
+COMMANDS = {
+    "train": "train an experiment, or show what it would do (--dry-run)",
+    "tasks": "list the Reasoning Gym tasks, or show one",
+    "doctor": "check this machine: versions, GPUs, limits, memory",
+}
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    args = make_parser(sys.argv[1:] if argv is None else argv).parse_args(argv)
+    if args.command is None:
+        make_parser([]).print_help()
+        return EXIT_USAGE
+    command = importlib.import_module(f"grpo_gym.cli.{args.command}")
+    try:
+        return command.run(args)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; keep Python from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser, with the arguments of the command that `argv` names."""
+    parser = argparse.ArgumentParser(
+        prog="grpo-gym", description="A Verifiers environment in, a better model out."
+    )
+    parser.add_argument("--version", action="version", version=f"grpo-gym {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        subparser = subparsers.add_parser(
+            name, help=summary, description=summary[0].upper() + summary[1:] + "."
+        )
+        if name in argv:
+            importlib.import_module(f"grpo_gym.cli.{name}").add_arguments(subparser)
+    return parser
+
+
+def fail(message: object, code: int = EXIT_USAGE) -> int:
+    """Print an error and return the exit code."""
+    print(f"grpo-gym: error: {message}", file=sys.stderr)
+    return code

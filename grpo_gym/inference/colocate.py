@@ -1,0 +1,135 @@
+"""A vf-vllm server that the trainer starts itself, on its own device, and always stops."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from grpo_gym.inference.server import PARENT_VARIABLE
+from grpo_gym.inference.server_api import ServerApi
+
+_STOP_SECONDS = 20.0
+_LOG_TAIL = 2000
+
+
+class ColocatedServer:
+    """Runs `vf-vllm` as a child process.
+
+    Args:
+        model: name or path.
+        gpu_memory_utilization: share of the GPU for the server; ignored on CPU.
+        max_model_len: longest sequence; None lets vLLM read it from the model.
+        port: 0 takes a free one.
+        extra_args: more vf-vllm flags.
+        log_path: where the server's output goes; a temporary file when None.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        gpu_memory_utilization: float = 0.3,
+        max_model_len: int | None = None,
+        port: int = 0,
+        extra_args: Sequence[str] = (),
+        log_path: str | Path | None = None,
+    ) -> None:
+        self.port = port or free_port()
+        self.base_url = f"http://127.0.0.1:{self.port}"
+        self._command = [sys.executable, "-m", "grpo_gym.inference.server", "--model", model, "--port", str(self.port)]
+        if max_model_len is not None:
+            self._command += ["--max-model-len", str(max_model_len)]
+        if _has_gpu():
+            self._command += ["--gpu-memory-utilization", str(gpu_memory_utilization)]
+        self._command += extra_args
+        self.log_path = Path(log_path or Path(tempfile.mkdtemp(prefix="vf-vllm-log-")) / "server.log")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, timeout: float = 240.0) -> None:
+        """Start the server and wait until it is healthy.
+
+        Raises:
+            RuntimeError: it died; the end of its log is in the message.
+            TimeoutError: it was not healthy within `timeout` seconds.
+        """
+        environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
+        # accelerate's variables would make vLLM join the trainer's own process group.
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK"):
+            environment.pop(name, None)
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        with self.log_path.open("wb") as log:
+            self._process = subprocess.Popen(
+                self._command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            )
+        atexit.register(self.stop)
+        self._wait(timeout)
+
+    def stop(self) -> None:
+        """Stop the server and every process it started."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        atexit.unregister(self.stop)
+        _signal_group(process, signal.SIGTERM)
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            _signal_group(process, signal.SIGKILL)
+            process.wait()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _wait(self, timeout: float) -> None:
+        assert self._process is not None
+        api = ServerApi(self.base_url)
+        deadline = time.monotonic() + timeout
+        while not api.is_healthy():
+            if self._process.poll() is not None:
+                code = self._process.returncode
+                self.stop()
+                raise RuntimeError(f"vf-vllm ended with exit code {code} while starting; its log ends with:\n{self._tail()}")
+            if time.monotonic() > deadline:
+                self.stop()
+                raise TimeoutError(
+                    f"vf-vllm was not ready within {timeout:.0f} s (raise vllm_server_timeout); its log is {self.log_path}"
+                )
+            time.sleep(0.5)
+
+    def _tail(self) -> str:
+        return self.log_path.read_text(errors="replace")[-_LOG_TAIL:]
+
+
+def free_port() -> int:
+    """A port that is free on this machine now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return  # it has ended by itself
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

@@ -1,0 +1,69 @@
+"""What is wrong is said with file, line, key and the nearest known name."""
+
+import pytest
+
+from grpo_gym.config import ConfigError, load_experiment
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("training:\n  learning_rte: 1\n", "x.yaml:2: training.learning_rte: unknown setting; did you mean 'learning_rate'?"),
+        ("\nlearning_rte: 1\n", "x.yaml:2: learning_rte: unknown setting; did you mean 'learning_rate'?"),
+        ("trainin:\n  seed: 1\n", "x.yaml:1: trainin: unknown setting; did you mean 'training'?"),
+        ("training:\n  use_peft: true\n", "x.yaml:2: training.use_peft: unknown setting; did you mean 'model.use_peft'?"),
+        ("training:\n  max_steps: many\n", "x.yaml:2: training.max_steps: input should be a valid integer"),
+        ("training:\n  max_steps: true\n", "x.yaml:2: training.max_steps: must be a number, not true"),
+        ("training:\n  use_vllm: maybe\n", "x.yaml:2: training.use_vllm: input should be a valid boolean"),
+        ("training: 3\n", "x.yaml:1: training: must be a mapping, not 3"),
+        ("training:\n  seed: 1\n  seed: 2\n", "x.yaml:3: training.seed: is written twice; first in line 2."),
+        ("seed: 1\ntraining:\n  seed: 2\n", "x.yaml:3: training.seed: is set twice"),
+        ("data:\n  tasks:\n    leg_countin: {}\n", "x.yaml:3: data.tasks.leg_countin: unknown Reasoning Gym task"),
+        ("datasets:\n  syllogism:\n    wieght: 1\n", "x.yaml:3: datasets.syllogism.wieght: unknown setting; did you mean 'weight'?"),
+        ("data:\n  tasks:\n    leg_counting:\n      config: {max_animal: 3}\n", "did you mean 'max_animals'"),
+        ("rewards:\n  - name: correctness\n    wait: 1\n", "x.yaml:3: rewards.0.wait: unknown setting; did you mean 'weight'?"),
+        ("rewards:\n  - weight: 1\n", "x.yaml:2: rewards.0.name: 'name' is missing"),
+        ("data:\n  tasks: leg_counting\n  datasets: [{path: a}]\n", "tasks and datasets are both set"),
+        ("training:\n  seed: ${training.sed}\n", "x.yaml:2: training.seed: Interpolation key 'training.sed' not found"),
+        ("training: [\n", "x.yaml:2: not valid YAML"),
+        ("- a\n", "x.yaml:1: an experiment is a mapping"),
+        ("_base_: nowhere.yaml\n", "x.yaml:1: _base_: no file 'nowhere.yaml'"),
+    ],
+)
+def test_message(write, text, message):
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(write("x.yaml", text))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_error_in_a_base_names_the_base(write):
+    write("base.yaml", "training:\n  seed: 1\n  max_stps: 2\n")
+    with pytest.raises(ConfigError, match=r"base.yaml:3: training.max_stps: .*'max_steps'"):
+        load_experiment(write("x.yaml", "_base_: base.yaml\ntraining:\n  seed: 2\n"))
+
+
+def test_every_problem_gets_a_line(write):
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(write("x.yaml", "training:\n  max_stps: 2\n  seed: x\n"))
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("max_stps=1", "command line: max_stps: unknown setting; did you mean 'max_steps'?"),
+        ("max_steps=x", "command line: max_steps: input should be a valid integer"),
+        ("max_steps", "write key=value"),
+        ("model.lora_rank=3", "command line: model.lora_rank: unknown setting; did you mean 'lora_r'?"),
+    ],
+)
+def test_overrides_are_checked_alike(write, override, message):
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(write("x.yaml", ""), [override])
+    assert message in str(caught.value)
+
+
+def test_no_file():
+    with pytest.raises(ConfigError, match="cannot read 'nowhere.yaml'"):
+        load_experiment("nowhere.yaml")
