@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import importlib.util
 import os
 import socket
 import subprocess
@@ -28,6 +27,7 @@ from benchmarks.harness import Result, Spread, say
 from benchmarks.provenance import ROOT
 from benchmarks.zero_latency import COMPLETION_TOKENS, ZeroLatencySampler
 from grpo_gym.inference.sampler import Sampler, SamplingParams
+from grpo_gym.inference.vllm_client import VLLMSampler
 from grpo_gym.models import TINY_MODEL_PATH
 from grpo_gym.rollouts.chat import ChatRenderer
 from grpo_gym.rollouts.engine import RolloutEngine
@@ -69,11 +69,11 @@ def main(argv: list[str]) -> None:
 
 @contextlib.contextmanager
 def ways(url: str, args: argparse.Namespace) -> Iterator[dict[str, Measure]]:
-    """What is measured, by name; the stub server's client only where this version has one."""
-    engines = {"in_process": make_engine(ZeroLatencySampler())}
-    client = http_sampler(url)
-    if client is not None:
-        engines["stub_server"] = make_engine(client)
+    """What is measured, by name."""
+    engines = {
+        "in_process": make_engine(ZeroLatencySampler()),
+        "stub_server": make_engine(VLLMSampler([url], model="policy", request_timeout=60.0)),
+    }
     measures = {name: _engine_measure(engine, args) for name, engine in engines.items()}
     measures["stub_server_stock_client"] = lambda: stock_client_rate(url, args)
     try:
@@ -97,16 +97,6 @@ def make_engine(sampler: Sampler) -> RolloutEngine:
     """The engine as the trainer builds it."""
     tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL_PATH)
     return RolloutEngine(make_env(), sampler, ChatRenderer(tokenizer), max_concurrent=512)
-
-
-def http_sampler(url: str) -> Sampler | None:
-    """The trainer's vLLM client, pointed at the stub; None where this version has none."""
-    if importlib.util.find_spec("grpo_gym.inference.vllm_client") is None:
-        return None
-    from grpo_gym.inference.vllm_client import VLLMSampler
-
-    sampler: Sampler = VLLMSampler([url], model="policy", request_timeout=60.0)
-    return sampler
 
 
 def engine_rate(engine: RolloutEngine, num_prompts: int, group_size: int) -> float:

@@ -1,6 +1,6 @@
 """Draws reward and held-out accuracy of finished runs.
 
-    python tools/plot_learning_curve.py docs/learning_curve.png outputs/seed-0 outputs/seed-1 outputs/seed-2
+python tools/plot_learning_curve.py docs/learning_curve.png outputs/seed-0 outputs/seed-1 outputs/seed-2
 """
 
 from __future__ import annotations
@@ -24,8 +24,12 @@ def main(picture: str, runs: list[str]) -> None:
         evaluations = [entry for entry in history if "eval_accuracy" in entry]
         color = f"C{number}"
         label = Path(run).name
-        axes.plot([e["step"] for e in steps], [e["reward"] for e in steps], color=color, alpha=0.7, label=label)
-        axes.plot([e["step"] for e in evaluations], [e["eval_accuracy"] for e in evaluations], "o", color=color)
+        axes.plot(
+            [e["step"] for e in steps], [e["reward"] for e in steps], color=color, alpha=0.7, label=label
+        )
+        axes.plot(
+            [e["step"] for e in evaluations], [e["eval_accuracy"] for e in evaluations], "o", color=color
+        )
     axes.set(xlabel="optimizer step", ylabel="mean reward (line), held-out accuracy (dots)", ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

@@ -48,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
             print(_plan_text(experiment))
             return 0
         trainer = build_trainer(experiment)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
+        # OSError: a model, file or server that is not there.
         return fail(error)
     if trainer.is_world_process_zero():
         save_experiment(experiment, str(trainer.args.output_dir))

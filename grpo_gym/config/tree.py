@@ -14,6 +14,12 @@ from grpo_gym.config.errors import ConfigError, KeyPath, Origin
 
 Values = dict[str, Any]
 
+_DIGITS = r"\d[\d_]*"
+_NUMBER = (
+    rf"^[-+]?(?:{_DIGITS}\.?[\d_]*[eE][-+]?\d+|{_DIGITS}\.[\d_]*|\.\d+(?:[eE][-+]?\d+)?"
+    r"|\.(?:inf|Inf|INF|nan|NaN|NAN))$"
+)
+
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 as PyYAML reads it, but `1e-6` is a number, and `on`, `off`, `yes`, `no` are text."""
@@ -29,9 +35,7 @@ _Loader.yaml_implicit_resolvers = {
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:\d[\d_]*\.?[\d_]*(?:[eE][-+]?\d+)|\d[\d_]*\.[\d_]*|\.\d+(?:[eE][-+]?\d+)?|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-    ),
+    re.compile(_NUMBER),
     list("-+0123456789."),
 )
 _Loader.add_implicit_resolver(

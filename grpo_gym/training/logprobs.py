@@ -151,7 +151,7 @@ def _with_logprobs(forward: Callable[..., Any]) -> Callable[..., Any]:
             raise ValueError("packed log-probs take token ids only: use LoRA, not prompt learning.")
         if packing_support(self)[0] == "padded" and not getattr(self, "logits_checked", False):
             _check_logits(self, original, packed.batch.input_ids[:, :2])
-            self.logits_checked = True
+            self.logits_checked = True  # type: ignore[assignment]
         return _model_logprobs(self, packed)
 
     forward_or_logprobs.answers_logprobs = True  # type: ignore[attr-defined]
@@ -227,8 +227,8 @@ def _check_logits(model: PreTrainedModel, forward: Callable[..., Any], input_ids
     tolerance = 8 * torch.finfo(expected.dtype).eps * expected.abs().max().clamp(min=1).item()
     if not torch.allclose(found, expected.to(found.dtype), rtol=0, atol=max(tolerance, 1e-4)):
         raise ValueError(
-            f"{model.config.model_type} transforms its logits in a way that is not known here: its log-probs would "
-            "be wrong; train another model or add the transform to logit_transform."
+            f"{model.config.model_type} transforms its logits in a way that is not known here: log-probs "
+            "would be wrong; train another model or add the transform to logit_transform."
         )
 
 

@@ -4,9 +4,10 @@ import asyncio
 
 import pytest
 
-from benchmarks.rollout_overhead import engine_rate, make_engine
+from benchmarks.rollout_overhead import engine_rate, make_engine, stub_server
 from benchmarks.zero_latency import COMPLETION_TOKENS, ZeroLatencySampler
 from grpo_gym.inference.sampler import InferenceError, SamplingParams
+from grpo_gym.inference.vllm_client import VLLMSampler
 
 
 class BrokenSampler(ZeroLatencySampler):
@@ -26,3 +27,12 @@ def test_a_rate_is_not_taken_from_failed_rollouts():
             engine_rate(engine, num_prompts=2, group_size=2)
     finally:
         engine.close()
+
+
+def test_the_stub_server_answers_the_trainers_client():
+    with stub_server() as url:
+        engine = make_engine(VLLMSampler([url], model="policy"))
+        try:
+            assert engine_rate(engine, num_prompts=2, group_size=2) > 0
+        finally:
+            engine.close()

@@ -6,9 +6,9 @@ from grpo_gym.config import ConfigError, load_experiment
 
 
 def test_bases_merge_in_order_and_the_file_has_the_last_word(write):
-    write("base/a.yaml", "training: {max_steps: 1, num_generations: 2, seed: 7}\nrewards: [{name: correctness}]\n")
+    write("base/a.yaml", "training: {max_steps: 1, num_generations: 2, seed: 7}\nrewards: [{name: x}]\n")
     write("base/b.yaml", "training: {max_steps: 2, learning_rate: 1e-6}\n")
-    path = write("x.yaml", "_base_: [base/a.yaml, base/b.yaml]\ntraining: {num_generations: 4}\nrewards: []\n")
+    path = write("x.yaml", "_base_: [base/a.yaml, base/b.yaml]\nnum_generations: 4\nrewards: []\n")
     experiment = load_experiment(path)
     assert experiment.training_settings == {
         "max_steps": 2,
@@ -63,7 +63,7 @@ def test_overrides_with_section_and_bare(write, override, name, value):
 
 
 def test_overrides_reach_other_sections_and_into_them(write):
-    path = write("x.yaml", "data: {tasks: {leg_counting: {}}}\nrewards: [{name: correctness}, {name: strict_format}]\n")
+    path = write("x.yaml", "data: leg_counting\nrewards: [{name: correctness}, {name: strict_format}]\n")
     overrides = [
         "model_name_or_path=Qwen/Qwen2.5-1.5B-Instruct",
         "data.tasks.leg_counting.config.max_animals=4",
@@ -134,6 +134,6 @@ datasets:
     assert tasks["basic_arithmetic"].config == {"min_terms": 2, "max_terms": 3}
 
 
-@pytest.mark.parametrize("tasks", ["leg_counting", "[leg_counting]", "[{name: leg_counting}]", "{leg_counting: }"])
+@pytest.mark.parametrize("tasks", ["leg_counting", "[{name: leg_counting}]", "{leg_counting: }"])
 def test_ways_to_write_one_task(write, tasks):
     assert list(load_experiment(write("x.yaml", f"data:\n  tasks: {tasks}\n")).data.tasks) == ["leg_counting"]

@@ -35,7 +35,9 @@ def test_strict_format_takes_other_tags():
 
 def test_cosine_length_follows_the_formula_at_its_ends_and_in_the_middle():
     params = {"max_tokens": 100}
-    right = [compute("cosine_length", "", params, correctness=1.0, num_completion_tokens=n) for n in (0, 50, 99)]
+    right = [
+        compute("cosine_length", "", params, correctness=1.0, num_completion_tokens=n) for n in (0, 50, 99)
+    ]
     assert right[0] == 1.0
     assert right[1] == pytest.approx(0.75)
     assert right[2] == pytest.approx(0.5 + 0.5 * (1 + math.cos(0.99 * math.pi)) / 2)
@@ -49,7 +51,8 @@ def test_repetition_penalty_is_the_share_of_repeated_ngrams():
     # a b, b a, a b, b a, a b: 2 of 5 are new.
     assert compute("repetition_penalty", "a b a b a b", {"ngram_size": 2}) == pytest.approx(-3 / 5)
     assert compute("repetition_penalty", "short", {"ngram_size": 2}) == 0.0
-    assert compute("repetition_penalty", "x x x x x x", {"ngram_size": 1, "max_penalty": -0.5}) == pytest.approx(-5 / 12)
+    halved = {"ngram_size": 1, "max_penalty": -0.5}
+    assert compute("repetition_penalty", "x x x x x x", halved) == pytest.approx(-5 / 12)
 
 
 @pytest.mark.parametrize(("tokens", "score"), [(0, 0.0), (80, 0.0), (90, -0.5), (100, -1.0), (150, -1.0)])
@@ -81,16 +84,16 @@ def test_math_verify_compares_values_not_text(completion, answer, score):
 
 
 def test_all_are_ordinary_verifiers_reward_functions():
-    rubric = vf.Rubric(funcs=[create_reward("strict_format"), create_reward("repetition_penalty")], weights=[1.0, 0.5])
+    rewards = [create_reward("strict_format"), create_reward("repetition_penalty")]
+    rubric = vf.Rubric(funcs=rewards, weights=[1.0, 0.5])
     state = vf.State(input={"prompt": [], "answer": "", "example_id": 0})
     text = "<think>a</think><answer>b</answer>"
     state.update(prompt=[], completion=[{"role": "assistant", "content": text}], trajectory=[])
-    state["timing"] = vf.types.RolloutTiming() if hasattr(vf.types, "RolloutTiming") else None
     asyncio.run(rubric.score_rollout(state))
     assert state["metrics"] == {"strict_format": 1.0, "repetition_penalty": 0.0}
     assert state["reward"] == 1.0
 
 
 def test_names_of_the_built_in_rewards():
-    wanted = {"correctness", "strict_format", "cosine_length", "repetition_penalty", "overlong_penalty", "math_verify"}
-    assert wanted <= set(reward_names())
+    lengths = {"cosine_length", "repetition_penalty", "overlong_penalty"}
+    assert lengths | {"correctness", "strict_format", "math_verify"} <= set(reward_names())

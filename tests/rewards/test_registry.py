@@ -24,7 +24,7 @@ def test_an_unknown_name_gets_the_nearest():
 
 
 def test_wrong_params_are_named():
-    with pytest.raises(ValueError, match="strict_format.*'tagz'.*takes tags"):
+    with pytest.raises(ValueError, match=r"strict_format.*'tagz'.*takes tags"):
         create_reward("strict_format", {"tagz": []})
 
 
@@ -63,5 +63,5 @@ def test_modules_load_from_a_file_and_from_a_package_folder(tmp_path):
 
 def test_a_module_that_does_not_import_says_why(tmp_path):
     (tmp_path / "broken.py").write_text("import surely_not_there\n")
-    with pytest.raises(ValueError, match=r"broken.py' fails to import: ModuleNotFoundError.*surely_not_there"):
+    with pytest.raises(ValueError, match=r"fails to import: ModuleNotFoundError.*surely_not_there"):
         load_rewards_module(str(tmp_path / "broken.py"))

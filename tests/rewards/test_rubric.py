@@ -40,7 +40,7 @@ def test_weights_and_metrics(echo_env, tokenizer, scripted_sampler):
     (right, wrong), _ = rollouts(echo_env, echo_env.get_dataset()[0], tokenizer, sampler)
     assert right.reward == pytest.approx(1.0)
     assert wrong.reward == 0.0
-    assert list(right.metrics)[0] == "correctness"
+    assert next(iter(right.metrics)) == "correctness"
     assert right.metrics["strict_format"] == 1.0
     assert right.metrics["overlong_penalty"] == -1.0
     assert right.metrics["num_turns"] == 1.0
@@ -54,7 +54,7 @@ def test_correctness_is_a_metric_even_where_it_is_not_chosen(echo_env, tokenizer
     assert rollout.metrics["correctness"] == 0.0
 
 
-def test_a_reward_that_raises_makes_the_rollout_unscorable_and_is_counted(echo_env, tokenizer, scripted_sampler):
+def test_a_reward_that_raises_is_unscorable_and_counted(echo_env, tokenizer, scripted_sampler):
     use_rewards(echo_env, [RewardSpec(name="correctness"), RewardSpec(name="test_raises")])
     sampler = scripted_sampler(lambda prompt, n: "<answer>0</answer>")
     (first, second), failures = rollouts(echo_env, echo_env.get_dataset()[0], tokenizer, sampler)

@@ -160,7 +160,7 @@ def _batches(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, seed: int) -> I
     rng = Random(seed)
     final_steps = round(recipe.steps * recipe.final_share)
     # More than needed: reserved and negative ones are left out.
-    count = round(recipe.steps * recipe.batch_size * 1.3)
+    count = round(recipe.steps * recipe.batch_size * 1.1)
     problems = training_problems(count, seed)
     first = (recipe.steps - final_steps) * recipe.batch_size
     last = first + final_steps * recipe.batch_size

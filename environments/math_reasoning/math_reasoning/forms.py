@@ -37,7 +37,8 @@ def is_literal(latex: str) -> bool:
     Numbers are `7`, `-0.5`, `3/4`, `\frac{3}{4}`, `2+\frac{1}{2}` as made from `2 1/2`, `2 \cdot 10^{3}`,
     `3:4`, `\infty`, `1-2\imath`.
     """
-    inner = re.sub(r"^\s*(?:\\\{|[(\[{])|(?:\\\}|[)\]}])\s*$", "", latex) if "," in latex else latex
+    ends = r"^\s*(?:\\\{|[(\[{])|(?:\\\}|[)\]}])\s*$" if "," in latex else r"^\s*\\?\{|\\?\}\s*$"
+    inner = re.sub(ends, "", latex) if re.match(r"\s*(?:\\\{|[(\[{])", latex) else latex
     return all(_LITERAL.fullmatch(part) for part in inner.split(","))
 
 
