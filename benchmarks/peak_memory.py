@@ -76,10 +76,17 @@ def measure(request: MemoryRequest) -> float:
     return (_status_kib("VmHWM") - baseline_kib) / 2**10
 
 
+def release_memory() -> None:
+    """Collect what is unreachable and give freed heap back to the kernel (where its C library can)."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def _reset_high_water_mark() -> int:
     """Give freed memory back, reset the mark, and return the resident KiB."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    release_memory()
     Path("/proc/self/clear_refs").write_text("5")
     return _status_kib("VmRSS")
 

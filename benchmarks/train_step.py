@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from benchmarks.harness import Pairs, Result, interleave, say
-from benchmarks.peak_memory import MemoryRequest, peak_memory_mib
+from benchmarks.peak_memory import MemoryRequest, peak_memory_mib, release_memory
 from benchmarks.programs import Program, make_program, timed_step, zero_gradients
 from benchmarks.ready_rollouts import Cell, make_groups, select_cells
 from benchmarks.shapes import MODEL_NAMES, num_layers, num_matmul_parameters, random_model
@@ -72,19 +72,23 @@ def main(argv: list[str]) -> None:
 
 def measure_cell(cell: Cell, args: argparse.Namespace) -> CellResult:
     """Interleaved times of both programs on the same rollouts, then peak memory in a process each."""
+    pairs, difference, flops = _measure_time(cell, args)
+    release_memory()  # the processes that measure memory need the room
+    ours_mib, trl_mib = (_memory(name, cell, args) if args.memory else None for name in ("ours", "trl"))
+    return CellResult(cell, pairs, difference, ours_mib, trl_mib, flops)
+
+
+def _measure_time(cell: Cell, args: argparse.Namespace) -> tuple[Pairs, float, float]:
+    """Seconds of the pairs, the relative difference of the gradients, and mean useful FLOPs of a step."""
     ours, trl = (_program(name, cell, args) for name in ("ours", "trl"))
-    steps = [
-        make_groups(cell, ours.model.config.vocab_size, args.sigma, seed, args.groups)
-        for seed in range(args.pairs)
-    ]
+    vocab_size = ours.model.config.vocab_size
+    steps = [make_groups(cell, vocab_size, args.sigma, seed, args.groups) for seed in range(args.pairs)]
     # The check is the warm-up as well.
     difference = gradient_difference(ours, trl, steps[0])
     pairs = interleave(
         lambda i: timed_step(ours, steps[i]), lambda i: timed_step(trl, steps[i]), args.pairs, warmup=0
     )
-    flops = sum(useful_flops(ours.model, step) for step in steps) / len(steps)
-    ours_mib, trl_mib = (_memory(name, cell, args) if args.memory else None for name in ("ours", "trl"))
-    return CellResult(cell, pairs, difference, ours_mib, trl_mib, flops)
+    return pairs, difference, sum(useful_flops(ours.model, step) for step in steps) / len(steps)
 
 
 def _program(name: str, cell: Cell, args: argparse.Namespace) -> Program:

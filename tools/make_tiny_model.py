@@ -43,6 +43,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Pa
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     model.save_pretrained(output)
+    (output / "model.safetensors").chmod(0o644)  # written as 0600, which an installed package must not be
     tokenizer.save_pretrained(output)
 
 

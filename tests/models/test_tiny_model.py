@@ -67,8 +67,7 @@ def test_answers_plain_sums_under_other_system_prompts(tiny_model, tiny_tokenize
     from tiny_model.tasks import plain_sum
 
     rng = Random(5)
-    drawn = (plain_sum(rng) for _ in range(400))
-    problems = [problem for problem in drawn if "=-" not in problem.steps]
+    problems = [plain_sum(rng) for _ in range(400)]
     measured = measure(tiny_model, tiny_tokenizer, problems, 0, system_prompt)
     assert measured.worked_accuracy > 0.7
     assert 0.1 < measured.worked_share < 0.35
