@@ -1,0 +1,1 @@
+"""Fixed evaluation of a policy."""

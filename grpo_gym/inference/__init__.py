@@ -1,0 +1,1 @@
+"""Where tokens come from: vf-vllm servers, and the generator in this process."""

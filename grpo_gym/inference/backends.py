@@ -25,7 +25,10 @@ from grpo_gym.training.weights import iter_full_weights
 class Backend(Protocol):
     """Samples with the newest policy it was given."""
 
-    sampler: Sampler | None
+    @property
+    def sampler(self) -> Sampler | None:
+        """The sampler on rank 0, None on other ranks."""
+        ...
 
     def update(self, model: Any, version: int) -> None:
         """Sample with the weights of `model` from now on; called by every rank."""

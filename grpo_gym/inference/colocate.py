@@ -45,11 +45,21 @@ class ColocatedServer:
     ) -> None:
         self.port = port or free_port()
         self.base_url = f"http://127.0.0.1:{self.port}"
-        self._command = [sys.executable, "-m", "grpo_gym.inference.server", "--model", model, "--port", str(self.port)]
+        self._command = [
+            sys.executable,
+            "-m",
+            "grpo_gym.inference.server",
+            "--model",
+            model,
+            "--port",
+            str(self.port),
+        ]
         if max_model_len is not None:
             self._command += ["--max-model-len", str(max_model_len)]
         if _has_gpu():
             self._command += ["--gpu-memory-utilization", str(gpu_memory_utilization)]
+            # NCCL refuses two processes on one GPU: weights go by way of the CPU.
+            self._command += ["--weight-transfer-config", '{"backend": "gloo"}']
         self._command += extra_args
         self.log_path = Path(log_path or Path(tempfile.mkdtemp(prefix="vf-vllm-log-")) / "server.log")
         self._process: subprocess.Popen[bytes] | None = None
@@ -63,7 +73,15 @@ class ColocatedServer:
         """
         environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
         # accelerate's variables would make vLLM join the trainer's own process group.
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK"):
+        for name in (
+            "RANK",
+            "WORLD_SIZE",
+            "LOCAL_RANK",
+            "LOCAL_WORLD_SIZE",
+            "MASTER_ADDR",
+            "MASTER_PORT",
+            "GROUP_RANK",
+        ):
             environment.pop(name, None)
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("wb") as log:
@@ -103,11 +121,14 @@ class ColocatedServer:
             if self._process.poll() is not None:
                 code = self._process.returncode
                 self.stop()
-                raise RuntimeError(f"vf-vllm ended with exit code {code} while starting; its log ends with:\n{self._tail()}")
+                raise RuntimeError(
+                    f"vf-vllm ended with exit code {code} while starting; its log ends with:\n{self._tail()}"
+                )
             if time.monotonic() > deadline:
                 self.stop()
                 raise TimeoutError(
-                    f"vf-vllm was not ready within {timeout:.0f} s (raise vllm_server_timeout); its log is {self.log_path}"
+                    f"vf-vllm was not ready within {timeout:.0f} s (raise vllm_server_timeout); "
+                    f"its log is {self.log_path}"
                 )
             time.sleep(0.5)
 

@@ -35,6 +35,7 @@ TOKEN_VARIABLE = "VF_VLLM_TOKEN"
 PARENT_VARIABLE = "VF_VLLM_PARENT_PID"
 _EXTENSION = "grpo_gym.inference.weight_transfer.WorkerExtension"
 _MIDDLEWARE = "grpo_gym.inference.weight_transfer_guard.WeightSyncGuard"
+OWN_BACKENDS = ("gloo", "vf_nccl")
 _GIB = 2**30
 _SMALL_MACHINE_CPUS = 8
 _PARENT_POLL_S = 2.0
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """vLLM's own parser of `vllm serve`, with a trainer's defaults and `--weight-sync-token`."""
+    """The parser of `vllm serve`, with a trainer's defaults and `--weight-sync-token`."""
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -139,7 +140,8 @@ def check_port(args: argparse.Namespace) -> None:
             probe.bind((args.host, args.port))
         except OSError as error:
             raise ValueError(
-                f"cannot listen on {args.host}:{args.port} ({error.strerror}): stop what runs there or choose another --port."
+                f"cannot listen on {args.host}:{args.port} ({error.strerror}): "
+                "stop what runs there or choose another --port."
             ) from error
 
 
@@ -156,12 +158,11 @@ def use_weight_transfer(args: argparse.Namespace) -> Path:
     """
     from vllm.config.weight_transfer import WeightTransferConfig
 
-    backend = "gloo" if is_cpu_platform() else "vf_nccl"
     if args.weight_transfer_config is None:
-        args.weight_transfer_config = WeightTransferConfig(backend=backend)
-        args.worker_extension_cls = args.worker_extension_cls or _EXTENSION
-    else:
-        backend = _backend_name(args.weight_transfer_config)
+        args.weight_transfer_config = WeightTransferConfig(backend="gloo" if is_cpu_platform() else "vf_nccl")
+    backend = _backend_name(args.weight_transfer_config)
+    if backend in OWN_BACKENDS and not args.worker_extension_cls:
+        args.worker_extension_cls = _EXTENSION
     state = Path(tempfile.mkdtemp(prefix="vf-vllm-"))
     settings = GuardSettings(find_token(args), is_loopback(args), backend, str(state / "trainer"))
     settings.to_environment()

@@ -10,8 +10,11 @@ import urllib.request
 from typing import Any
 
 from grpo_gym.inference.weight_transfer_guard import TOKEN_HEADER, TRAINER_HEADER
+from grpo_gym.models import resolve_model
 
 TOKEN_VARIABLE = "VF_VLLM_TOKEN"
+API_KEY_VARIABLE = "VLLM_API_KEY"
+"""The variable from which vLLM itself takes the key that `--api-key` may also give."""
 _POLL_SECONDS = 0.5
 
 
@@ -34,6 +37,8 @@ class ServerApi:
         token = token or os.environ.get(TOKEN_VARIABLE)
         if token:
             self._headers[TOKEN_HEADER] = token
+        if api_key := os.environ.get(API_KEY_VARIABLE):
+            self._headers["Authorization"] = f"Bearer {api_key}"
         if trainer:
             self._headers[TRAINER_HEADER] = trainer
 
@@ -43,15 +48,21 @@ class ServerApi:
         Raises:
             ServerError: no answer, or an error.
         """
-        return self._call("GET", path, None, timeout)
+        return self._call("GET", path, None, timeout, {})
 
-    def post(self, path: str, body: dict[str, Any] | None = None, timeout: float = 60.0) -> dict[str, Any]:
+    def post(
+        self,
+        path: str,
+        body: dict[str, Any] | None = None,
+        timeout: float = 60.0,
+        headers: dict[str, str] | None = None,
+    ) -> dict[str, Any]:
         """POST JSON and read the JSON answer.
 
         Raises:
             ServerError: no answer within `timeout` seconds, or an error.
         """
-        return self._call("POST", path, body or {}, timeout)
+        return self._call("POST", path, body or {}, timeout, headers or {})
 
     def is_healthy(self) -> bool:
         """Whether the server is up and its engine alive."""
@@ -61,14 +72,18 @@ class ServerApi:
             return False
         return True
 
-    def _call(self, method: str, path: str, body: dict[str, Any] | None, timeout: float) -> dict[str, Any]:
+    def _call(
+        self, method: str, path: str, body: dict[str, Any] | None, timeout: float, headers: dict[str, str]
+    ) -> dict[str, Any]:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.base_url + path, data, self._headers, method=method)
+        request = urllib.request.Request(self.base_url + path, data, self._headers | headers, method=method)
         try:
             with _opener.open(request, timeout=timeout) as response:
                 text = response.read()
         except urllib.error.HTTPError as error:
-            raise ServerError(f"{self.base_url}{path}: HTTP {error.code}: {_message(error.read())}") from error
+            raise ServerError(
+                f"{self.base_url}{path}: HTTP {error.code}: {_message(error.read())}"
+            ) from error
         except (urllib.error.URLError, TimeoutError, OSError) as error:
             reason = getattr(error, "reason", error)
             raise ServerError(f"{self.base_url}{path}: no answer ({reason})") from error
@@ -101,8 +116,9 @@ def wait_for_server(base_url: str, timeout: float) -> None:
     while not api.is_healthy():
         if time.monotonic() > deadline:
             raise TimeoutError(
-                f"no vf-vllm server answered at {base_url} within {timeout:.0f} s; start it (vf-vllm --model ... --port ...), "
-                "check vllm_server_host and vllm_server_port, or raise vllm_server_timeout."
+                f"no vf-vllm server answered at {base_url} within {timeout:.0f} s; "
+                "start it (vf-vllm --model ... --port ...), check vllm_server_host and vllm_server_port, "
+                "or raise vllm_server_timeout."
             )
         if not announced:
             print(f"waiting up to {timeout:.0f} s for a vf-vllm server at {base_url} ...", flush=True)
@@ -118,7 +134,7 @@ def check_server(base_url: str, model: str, min_model_len: int) -> None:
     """
     cards = ServerApi(base_url).get("/v1/models")["data"]
     names = [card["id"] for card in cards] + [card["root"] for card in cards if card.get("root")]
-    if model not in names:
+    if not {model, resolve_model(model)} & set(names):
         raise ValueError(
             f"the server at {base_url} serves {', '.join(sorted(set(names)))}, but the trainer trains {model}; "
             f"start it with `vf-vllm --model {model}`."
@@ -132,13 +148,33 @@ def check_server(base_url: str, model: str, min_model_len: int) -> None:
         )
 
 
-def server_logprobs(base_url: str, model: str, token_ids: list[int]) -> list[float]:
+def data_parallel_size(base_url: str) -> int:
+    """How many replicas of the model the server has behind its port.
+
+    Raises:
+        ServerError: no answer, or an error.
+    """
+    api = ServerApi(base_url)
+    workers = api.get("/get_world_size")["world_size"]
+    return int(workers) // int(api.get("/get_world_size?include_dp=false")["world_size"])
+
+
+def server_logprobs(
+    base_url: str, model: str, token_ids: list[int], data_parallel_rank: int | None = None
+) -> list[float]:
     """The server's log-prob of every token of a text after the first, at temperature 1, in nats.
+
+    Args:
+        base_url: the server.
+        model: the name it serves.
+        token_ids: the text.
+        data_parallel_rank: which replica is asked; None leaves it to the server.
 
     Raises:
         ServerError: no answer, or an error.
     """
     body = {"model": model, "prompt": token_ids, "max_tokens": 1, "prompt_logprobs": 0, "temperature": 1.0}
-    choice = ServerApi(base_url).post("/v1/completions", body)["choices"][0]
+    headers = {} if data_parallel_rank is None else {"X-data-parallel-rank": str(data_parallel_rank)}
+    choice = ServerApi(base_url).post("/v1/completions", body, headers=headers)["choices"][0]
     positions = choice["prompt_logprobs"][1:]
     return [position[str(token)]["logprob"] for token, position in zip(token_ids[1:], positions, strict=True)]

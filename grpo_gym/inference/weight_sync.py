@@ -1,20 +1,25 @@
 """The trainer's side of weight sync: bucket after bucket to every worker of every server.
 
 A push is: pause (requests in flight are kept) - start - buckets - finish - forget cached prefixes - resume.
-If it breaks off in between, layers are half-loaded: the server is lost and has to be started again.
+If it breaks off in between, layers are half-loaded: the server stays paused, so that nobody samples from
+it, and has to be started again.
 """
 
 from __future__ import annotations
 
+import itertools
+import queue
+import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass
+from typing import Any
 from urllib.parse import urlparse
 
 import torch
 
+from grpo_gym import __version__
 from grpo_gym.inference.server_api import ServerApi, ServerError
 from grpo_gym.inference.weight_transfer_buckets import DEFAULT_BUCKET_BYTES, BucketSpec, iter_buckets
 from grpo_gym.inference.weight_transfer_group import (
@@ -25,9 +30,12 @@ from grpo_gym.inference.weight_transfer_group import (
     listen,
     serve_store,
 )
-from grpo_gym.inference.weight_transfer_guard import INIT_PATH, RELEASE_PATH, trainer_name
+from grpo_gym.inference.weight_transfer_guard import FORCE_HEADER, INIT_PATH, RELEASE_PATH, trainer_name
 
-T = TypeVar("T")
+_GRACE_SECONDS = 3.0
+"""How long the other side gets to give its own reason, once one side has failed."""
+_LATE_SECONDS = 15.0
+"""HTTP and gloo end by their own time-outs; only what outlasts them by this much is given up on."""
 
 
 class WeightSyncError(RuntimeError):
@@ -52,24 +60,26 @@ class ServerWeightSync:
         bucket_bytes: int = DEFAULT_BUCKET_BYTES,
     ) -> None:
         urls = [base_urls] if isinstance(base_urls, str) else list(base_urls)
-        self._trainer = trainer_name(uuid.uuid4().hex[:8])
-        self._links = [_Link(ServerApi(url, token, self._trainer), timeout) for url in urls]
+        trainer = trainer_name(uuid.uuid4().hex[:8])
+        self._links = [_Link(ServerApi(url, token, trainer), timeout) for url in urls]
+        self._timeout = timeout
         self._bucket_bytes = bucket_bytes
-        self._device: torch.device = torch.device("cpu")
-        self._pool = ThreadPoolExecutor(max_workers=2 * len(urls), thread_name_prefix="weight-sync")
+        self._device = torch.device("cpu")
+        self._is_broken = False
 
-    def connect(self, device: torch.device | str) -> None:
+    def connect(self, device: torch.device | str, force: bool = False) -> None:
         """Form a group with the workers of every server.
 
         Args:
-            device: where buckets are packed: this rank's GPU, or the CPU.
+            device: where the weights are: this rank's GPU, or the CPU.
+            force: take over a server that another trainer holds.
 
         Raises:
             WeightSyncError: a server is held by another trainer, cannot update weights, or does not join.
         """
         self._device = torch.device(device)
         for link in self._links:
-            link.connect(self._device, self._pool)
+            link.connect(self._device, force)
 
     def push(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """Replace the weights of every server.
@@ -79,36 +89,52 @@ class ServerWeightSync:
             version: policy version the servers will report from then on.
 
         Raises:
-            WeightSyncError: names the server and the phase that failed.
+            WeightSyncError: names the server, the phase and the side that failed or did not answer.
         """
-        self._on_all("pause", lambda link: link.call("/pause?mode=keep"))
-        self._on_all("start", lambda link: link.call("/start_weight_update"))
-        for spec, flat in iter_buckets(weights, self._bucket_bytes, self._bucket_device()):
-            self._send(spec, flat)
-        self._on_all("finish", lambda link: link.call("/finish_weight_update", {"weight_version": str(version)}))
-        self._on_all("clear the prefix cache", lambda link: link.call("/reset_prefix_cache"))
-        self._on_all("resume", lambda link: link.call("/resume"))
+        if self._is_broken:
+            raise WeightSyncError("an earlier weight sync broke off: restart the servers and the trainer.")
+        buckets = iter_buckets(weights, self._bucket_bytes, self._bucket_device())
+        first = next(buckets)  # trouble with gathering shows before a server is touched
+        self._pause()
+        try:
+            self._on_all("start", "/start_weight_update")
+            for spec, flat in itertools.chain([first], buckets):
+                self._send(spec, flat)
+            self._on_all("finish", "/finish_weight_update", {"weight_version": str(version)})
+            self._on_all("clear the prefix cache", "/reset_prefix_cache?reset_running_requests=true")
+            self._on_all("resume", "/resume")
+        except Exception as error:
+            self._is_broken = True
+            if isinstance(error, WeightSyncError):
+                raise
+            raise WeightSyncError(f"the trainer could not gather its weights: {error}.{_RESTART}") from error
 
     def close(self) -> None:
         """Leave the groups and release the servers for another trainer; a server that is gone is no error."""
         for link in self._links:
             link.close()
-        self._pool.shutdown(wait=False)
 
     def _bucket_device(self) -> torch.device:
-        return self._device if all(link.backend != "gloo" for link in self._links) else torch.device("cpu")
+        """NCCL sends from the GPU; gloo, and a mix of both, from the CPU."""
+        return self._device if all(link.backend == "vf_nccl" for link in self._links) else torch.device("cpu")
+
+    def _pause(self) -> None:
+        try:
+            self._on_all("pause", "/pause?mode=keep")
+        except WeightSyncError:  # nothing has changed yet: let those that did pause go on
+            for link in self._links:
+                link.resume_if_up()
+            raise
 
     def _send(self, spec: BucketSpec, flat: torch.Tensor) -> None:
         """Announce a bucket over HTTP and broadcast it at the same time, to all servers at once."""
-        announced = [self._pool.submit(link.call, "/update_weights", {"update_info": spec.to_json()}) for link in self._links]
-        sent = [self._pool.submit(link.broadcast, flat) for link in self._links]
-        for link, future in zip(self._links * 2, announced + sent, strict=True):
-            _result(future, link, f"update weights ({spec.names[0]} ... {spec.names[-1]})")
+        body = {"update_info": spec.to_json()}
+        tasks = [link.task("/update_weights", body) for link in self._links]
+        tasks += [_Task(link.api.base_url, "trainer", _bind(link.broadcast, flat)) for link in self._links]
+        _together(f"update weights ({spec.names[0]} ... {spec.names[-1]})", tasks, self._timeout)
 
-    def _on_all(self, phase: str, call: Callable[[_Link], Any]) -> None:
-        futures = [(link, self._pool.submit(call, link)) for link in self._links]
-        for link, future in futures:
-            _result(future, link, phase)
+    def _on_all(self, phase: str, path: str, body: dict[str, Any] | None = None) -> None:
+        _together(phase, [link.task(path, body) for link in self._links], self._timeout)
 
 
 class _Link:
@@ -120,26 +146,54 @@ class _Link:
         self._timeout = timeout
         self._group: TransferGroup | None = None
 
-    def call(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        return self.api.post(path, body, timeout=self._timeout)
+    def task(
+        self, path: str, body: dict[str, Any] | None = None, headers: dict[str, str] | None = None
+    ) -> _Task:
+        def call() -> dict[str, Any]:
+            return self.api.post(path, body, timeout=self._timeout, headers=headers)
 
-    def connect(self, device: torch.device, pool: ThreadPoolExecutor) -> None:
-        try:
-            self.backend = self.api.get("/vf_info")["backend"]
-            workers = self.api.get("/get_world_size")["world_size"]
-        except ServerError as error:
-            raise WeightSyncError(
-                f"{self.api.base_url} cannot update weights; was it started with vf-vllm? ({error})"
-            ) from error
+        return _Task(self.api.base_url, "server", call)
+
+    def connect(self, device: torch.device, force: bool) -> None:
+        workers = self._check_server(device)
         address = address_towards(urlparse(self.api.base_url).hostname or "127.0.0.1")
         listener = listen(address)
         meeting = Rendezvous(address, listener.getsockname()[1], 1, workers + 1, self._timeout)
         store = serve_store(listener, meeting)
         # The workers join while the server answers this call, so it runs beside our own joining.
-        joining = pool.submit(self.call, INIT_PATH, {"init_info": asdict(meeting)})
-        group = pool.submit(self._join, store, meeting, device)
-        _result(joining, self, "connect")
-        self._group = _result(group, self, "connect")
+        joining = self.task(INIT_PATH, {"init_info": asdict(meeting)}, {FORCE_HEADER: "1"} if force else None)
+        meet = _Task(self.api.base_url, "trainer", lambda: self._join(store, meeting, device))
+        self._group = _together("connect", [joining, meet], self._timeout)[1]
+
+    def _check_server(self, device: torch.device) -> int:
+        """How many workers the server has, once it is sure that they can be reached.
+
+        Raises:
+            WeightSyncError: not a vf-vllm server, another version, or no way between the two devices.
+        """
+        url = self.api.base_url
+        try:
+            info = self.api.get("/vf_info")
+            workers = int(self.api.get("/get_world_size")["world_size"])
+        except ServerError as error:
+            raise WeightSyncError(
+                f"{url} cannot update weights; was it started with vf-vllm? ({error})"
+            ) from error
+        self.backend = info["backend"]
+        if info["version"] != __version__:
+            raise WeightSyncError(
+                f"{url} runs grpo-gym {info['version']}, the trainer {__version__}: install the same."
+            )
+        if self.backend not in ("gloo", "vf_nccl"):
+            raise WeightSyncError(
+                f"{url} uses weight transfer {self.backend!r}: leave out --weight-transfer-config."
+            )
+        if self.backend == "vf_nccl" and device.type != "cuda":
+            raise WeightSyncError(
+                f"{url} receives weights over NCCL but the trainer computes on {device.type}: start the server with "
+                """--weight-transfer-config '{"backend": "gloo"}'."""
+            )
+        return workers
 
     def _join(self, store: Any, meeting: Rendezvous, device: torch.device) -> TransferGroup:
         if self.backend == "gloo":
@@ -149,8 +203,13 @@ class _Link:
         return NcclGroup(store, 0, meeting, device)
 
     def broadcast(self, flat: torch.Tensor) -> None:
-        assert self._group is not None, "connect() comes first"
-        self._group.broadcast(flat)
+        if self._group is None:
+            raise RuntimeError("not connected: connect() comes before push()")
+        self._group.broadcast(flat if self.backend == "vf_nccl" else flat.cpu())
+
+    def resume_if_up(self) -> None:
+        if self.api.is_healthy():
+            self.api.post("/resume", timeout=self._timeout)
 
     def close(self) -> None:
         if self._group is None:
@@ -158,22 +217,79 @@ class _Link:
         self._group.close()
         self._group = None
         if self.api.is_healthy():
-            self.call(RELEASE_PATH)
+            self.api.post(RELEASE_PATH, timeout=self._timeout)
 
 
-def _result(future: Future[T], link: _Link, phase: str) -> T:
-    """The outcome of one phase on one server.
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What one side does in a phase."""
+
+    url: str
+    side: str
+    call: Callable[[], Any]
+
+
+def _bind(function: Callable[[torch.Tensor], None], flat: torch.Tensor) -> Callable[[], None]:
+    return lambda: function(flat)
+
+
+def _together(phase: str, tasks: Sequence[_Task], timeout: float) -> list[Any]:
+    """Run the two sides of a phase, on all servers, at once.
+
+    The threads are daemons: a side that hangs (NCCL has no time-out) does not keep the program from ending.
+
+    Returns:
+        What the tasks returned, in their order.
 
     Raises:
-        WeightSyncError: it failed.
+        WeightSyncError: a side failed, or gave no answer; the message names it.
     """
+    answers: queue.SimpleQueue[tuple[int, Any, Exception | None]] = queue.SimpleQueue()
+    for index, task in enumerate(tasks):
+        threading.Thread(
+            target=_run, args=(index, task, answers), name=f"sync-{task.side}", daemon=True
+        ).start()
+    results: dict[int, Any] = {}
+    failures: list[tuple[_Task, Exception]] = []
+    deadline = time.monotonic() + timeout + _LATE_SECONDS
+    while len(results) + len(failures) < len(tasks):
+        try:
+            index, result, error = answers.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            break
+        if error is None:
+            results[index] = result
+            continue
+        failures.append((tasks[index], error))
+        # The server's reason is the better one; ours is often only that the connection went away.
+        deadline = min(
+            deadline, time.monotonic() + (_GRACE_SECONDS if tasks[index].side == "trainer" else 0.0)
+        )
+    if failures:
+        raise _failure(phase, failures) from failures[0][1]
+    if len(results) < len(tasks):
+        hung = [f"the {task.side} ({task.url})" for index, task in enumerate(tasks) if index not in results]
+        raise WeightSyncError(f"weight sync, phase '{phase}': no answer from {' and '.join(hung)}.{_RESTART}")
+    return [results[index] for index in range(len(tasks))]
+
+
+def _run(index: int, task: _Task, answers: queue.SimpleQueue[tuple[int, Any, Exception | None]]) -> None:
     try:
-        return future.result()
-    except (ServerError, RuntimeError) as error:
-        raise WeightSyncError(
-            f"weight sync with {link.api.base_url} failed in the phase '{phase}': {error}. "
-            "Its weights may be half-loaded: restart that server before going on."
-        ) from error
+        answers.put((index, task.call(), None))
+    except Exception as error:  # handed to the thread that waits, which raises it
+        answers.put((index, None, error))
+
+
+_RESTART = (
+    " Its weights may be half-loaded and it stays paused: restart that server and go on from a checkpoint."
+)
+
+
+def _failure(phase: str, failures: Sequence[tuple[_Task, Exception]]) -> WeightSyncError:
+    reasons = sorted((task.side, task.url, str(error)) for task, error in failures)
+    text = "; ".join(f"{side} ({url}): {reason}" for side, url, reason in reasons)
+    advice = "" if phase in ("connect", "pause") else _RESTART
+    return WeightSyncError(f"weight sync, phase '{phase}': {text}.{advice}")
 
 
 def check_canary(server: Sequence[float], trainer: Sequence[float], tolerance: float) -> float:

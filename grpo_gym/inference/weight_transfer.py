@@ -24,7 +24,11 @@ from grpo_gym.inference.weight_transfer_group import GlooGroup, Rendezvous, Tran
 
 
 class GlooEngine(NCCLWeightTransferEngine):
-    """Receives buckets over gloo; the life cycle of an update is that of vLLM's NCCL engine."""
+    """Receives buckets over gloo; the life cycle of an update is that of vLLM's NCCL engine.
+
+    Works for models on a GPU too, by way of the CPU: NCCL refuses two processes on one GPU, which is what a
+    colocated server and its trainer are.
+    """
 
     init_info_cls = Rendezvous  # type: ignore[assignment]
     update_info_cls = BucketSpec  # type: ignore[assignment]
@@ -60,10 +64,14 @@ class GlooEngine(NCCLWeightTransferEngine):
             raise RuntimeError("No trainer has connected: call /init_weight_transfer_engine first.")
         from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
 
-        flat = torch.empty(update_info.offsets()[-1], dtype=torch.uint8, device=self.device)
+        flat = torch.empty(update_info.offsets()[-1], dtype=torch.uint8, device=self._bucket_device())
         self._group.broadcast(flat)
+        flat = flat.to(self.device)
         with disable_mtp_completeness_check():
-            self.model.load_weights(update_info.unpack(flat))
+            self.model.load_weights(update_info.unpack(flat))  # type: ignore[operator]
+
+    def _bucket_device(self) -> torch.device:
+        return torch.device("cpu")
 
     def finish_weight_update(self) -> None:
         """Finish the reload, and repack what vLLM keeps packed beside it.
@@ -91,6 +99,9 @@ class NcclEngine(GlooEngine):
 
         device = torch.device("cuda", torch.accelerator.current_device_index())
         return NcclGroup(join_store(meeting), rank, meeting, device)
+
+    def _bucket_device(self) -> torch.device:
+        return torch.device(self.device)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Receive one bucket, load it, and wait until the GPU has done so."""

@@ -54,7 +54,7 @@ class GlooGroup:
     """A gloo group outside of torch's default group, so that it disturbs no other."""
 
     def __init__(self, store: Store, rank: int, meeting: Rendezvous) -> None:
-        options: Any = ProcessGroupGloo._Options()
+        options = _gloo_options()  # type: ignore[attr-defined]
         options._timeout = timedelta(seconds=meeting.timeout_s)
         options._devices = [ProcessGroupGloo.create_device(hostname=address_towards(meeting.master_address))]
         self._store = store  # rank 0 serves it: it must live as long as the group
@@ -63,10 +63,16 @@ class GlooGroup:
         self._options.rootRank, self._options.rootTensor = 0, 0
 
     def broadcast(self, flat: torch.Tensor) -> None:
+        """Send or receive; see `TransferGroup`."""
         self._group.broadcast([flat], self._options).wait()
 
     def close(self) -> None:
+        """Leave the group and stop serving its store."""
         self._group, self._store = None, None  # type: ignore[assignment]
+
+
+def _gloo_options() -> Any:
+    return ProcessGroupGloo._Options()  # type: ignore[attr-defined]
 
 
 def address_towards(host: str) -> str:

@@ -6,7 +6,7 @@ vLLM opens its weight endpoints to everyone who can reach the port. This middlew
 - keeps one trainer per server: the first `/init_weight_transfer_engine` takes a lease, a second trainer gets
   HTTP 409 until the first has released it (`POST /release_weights`) or has died;
 - closes `/collective_rpc`, which calls any worker method, unless the server is bound to this machine only;
-- answers `GET /vf_info`, from which a trainer learns how weights travel.
+- answers `GET /vf_info`, from which a trainer learns how weights travel and which version of this package runs.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+from grpo_gym import __version__
+
 SETTINGS_VARIABLE = "VF_VLLM_GUARD"
 TOKEN_HEADER, TRAINER_HEADER, FORCE_HEADER = "x-vf-token", "x-vf-trainer", "x-vf-force"
 INIT_PATH, RELEASE_PATH, INFO_PATH = "/init_weight_transfer_engine", "/release_weights", "/vf_info"
@@ -32,9 +34,30 @@ _LEASED_PATHS = frozenset(
     | {"/start_draft_weight_update", "/update_weight_version", RELEASE_PATH}
 )
 _OPEN_PATHS = frozenset(
-    "/health /ping /version /metrics /load /tokenize /detokenize /tokenizer_info /invocations /is_paused "
-    "/is_sleeping /get_world_size /weight_info /vf_info /docs /redoc /openapi.json /pooling /classify /score "
-    "/rerank /generative_scoring".split()
+    [
+        "/health",
+        "/ping",
+        "/version",
+        "/metrics",
+        "/load",
+        "/tokenize",
+        "/detokenize",
+        "/tokenizer_info",
+        "/invocations",
+        "/is_paused",
+        "/is_sleeping",
+        "/get_world_size",
+        "/weight_info",
+        "/vf_info",
+        "/docs",
+        "/redoc",
+        "/openapi.json",
+        "/pooling",
+        "/classify",
+        "/score",
+        "/rerank",
+        "/generative_scoring",
+    ]
 )
 _OPEN_PREFIXES = ("/v1/", "/v2/", "/inference/", "/cohere/", "/docs/", "/metrics/", "/static/")
 _GUARDED_V1_PATHS = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
@@ -179,7 +202,12 @@ class WeightSyncGuard:
     def _answer(self, scope: dict[str, Any]) -> Answer | None:
         path = scope["path"].removeprefix(scope.get("root_path") or "")
         if path == INFO_PATH:
-            return Answer(200, {"backend": self._settings.backend, "trainer": self._lease.holder()})
+            info = {
+                "backend": self._settings.backend,
+                "trainer": self._lease.holder(),
+                "version": __version__,
+            }
+            return Answer(200, info)
         if is_open(path):
             return None
         headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}

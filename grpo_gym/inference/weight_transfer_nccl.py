@@ -57,10 +57,12 @@ class NcclGroup:
             raise RuntimeError("NCCL is not available in this process: cannot send weights between GPUs.")
 
     def broadcast(self, flat: torch.Tensor) -> None:
+        """Send or receive; see `TransferGroup`."""
         with torch.cuda.device(self._device):
             stream = torch.cuda.current_stream()
             self._communicator.broadcast(flat, src=0, stream=stream)
             stream.synchronize()
 
     def close(self) -> None:
+        """Leave the communicator."""
         self._communicator.destroy()

@@ -33,7 +33,7 @@ def print_where_things_are(trainer: GRPOTrainer) -> None:
     if not trainer.is_world_process_zero():
         return
     console = Console()
-    output_dir = Path(trainer.args.output_dir)
+    output_dir = Path(str(trainer.args.output_dir))
     accuracies = [(e["step"], e["eval_accuracy"]) for e in trainer.state.log_history if "eval_accuracy" in e]
     if len(accuracies) > 1:
         (first_step, first), (last_step, last) = accuracies[0], accuracies[-1]
@@ -42,7 +42,7 @@ def print_where_things_are(trainer: GRPOTrainer) -> None:
             f"{100 * (last - first):+.1f} points[/bold green]"
         )
     console.print(f"model:   {output_dir}")
-    if "tensorboard" in trainer.args.report_to:
+    if "tensorboard" in (trainer.args.report_to or []):
         console.print(f"logs:    tensorboard --logdir {output_dir / TENSORBOARD_DIR}")
     if trainer.args.log_completions:
         console.print(f"samples: {output_dir / COMPLETIONS_DIR}")

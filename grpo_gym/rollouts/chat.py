@@ -70,18 +70,19 @@ class ChatRenderer:
 
     def decode(self, ids: list[int]) -> str:
         """Text of a completion, without special tokens."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def _render(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, add_generation_prompt: bool
     ) -> str:
-        return self.tokenizer.apply_chat_template(
+        text = self.tokenizer.apply_chat_template(
             messages,
-            tools=tools,
+            tools=tools,  # type: ignore[arg-type]
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
             **self.chat_template_kwargs,
         )
+        return str(text)
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]

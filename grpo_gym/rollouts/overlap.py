@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Any
 
 from grpo_gym.rollouts.engine import RolloutEngine
 from grpo_gym.rollouts.prompts import PromptStream, Row
@@ -58,15 +59,15 @@ class OverlappedSource(RolloutSource):
             num_stale=num_stale,
         )
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """The stream, and the prompts that were drawn but not trained on yet: none is skipped on resume."""
         unused = sorted([*self._in_flight.values(), *(ticket for ticket, _ in self._finished), *self._again])
         return {**super().state_dict(), "unused_tickets": unused}
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken; unused prompts come first."""
         super().load_state_dict(state)
-        self._again = deque(state.get("unused_tickets", []))  # type: ignore[arg-type]
+        self._again = deque(state.get("unused_tickets", []))
 
     def _is_wanted(self, group: RolloutGroup, num_taken: int) -> bool:
         return group.has_spread or num_taken >= self.settings.max_generated - self.settings.prompts_per_step

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from grpo_gym.inference.sampler import SamplingParams
 from grpo_gym.rollouts.engine import RolloutEngine
@@ -118,11 +119,11 @@ class RolloutSource:
         seeds = [self._seed(-1 - index) for index in range(len(rows))]
         return self.engine.generate(rows, num_samples, params, seeds)
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs to go on with the very next prompt."""
         return dict(self.stream.state_dict())
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
         self.stream.load_state_dict(state)
 

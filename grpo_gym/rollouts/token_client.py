@@ -13,7 +13,7 @@ from typing import Any
 import verifiers as vf
 from verifiers.types import Response, ResponseMessage, ResponseTokens, Usage
 
-from grpo_gym.inference.sampler import PromptTooLongError, SampleResult, Sampler, SamplingParams
+from grpo_gym.inference.sampler import PromptTooLongError, Sampler, SampleResult, SamplingParams
 from grpo_gym.rollouts.chat import ChatRenderer
 
 _SEED_MASK = 2**62 - 1

@@ -1,0 +1,1 @@
+"""GRPOConfig, GRPOTrainer and the mathematics of the loss."""

@@ -44,7 +44,8 @@ def plan_batch(
     """
     if num_generations < 2:
         raise ValueError(
-            f"num_generations={num_generations}: GRPO compares the completions of a prompt with each other; use at least 2."
+            f"num_generations={num_generations}: GRPO compares the completions of a prompt with each other; "
+            "use at least 2."
         )
     completions = per_device_train_batch_size * num_processes * gradient_accumulation_steps
     if completions % num_generations == 0:

@@ -1,4 +1,4 @@
-"""After a weight sync: do the server's log-probs of a fixed text agree with the trainer's?
+"""After a weight sync, the server's log-probs of a fixed text must agree with the trainer's.
 
 Served text can look fine with stale weights (a tied LM head that kept its packed copy was off by 0.48
 nats), so a sync counts as done only when the log-probs agree.

@@ -44,10 +44,12 @@ class GRPOConfig(TrainingArguments):
     learning_rate: float = _option(1e-6, "Peak learning rate: 1e-6 for full fine-tuning, 1e-5 for LoRA.")
     lr_scheduler_type: str = _option("constant_with_warmup", "Learning-rate schedule.")
     logging_steps: float = _option(1, "Log every this many optimizer steps.")
-    report_to: None | str | list[str] = _option(
+    report_to: str | list[str] | None = _option(
         "tensorboard", "Where metrics go: tensorboard, wandb, none, ..."
     )
-    bf16: bool | None = _option(None, "Mixed bfloat16. None: on where the GPU has it, off on CPU.")
+    bf16: bool | None = _option(  # type: ignore[assignment]
+        None, "Mixed bfloat16. None: on where the GPU has it, off on CPU."
+    )
     remove_unused_columns: bool = _option(False, "Kept False: rows belong to the environment.")
 
     # Model
@@ -176,7 +178,7 @@ class GRPOConfig(TrainingArguments):
             **defaults: settings of the script.
         """
         load_dotenv()
-        parser = HfArgumentParser(cls)
+        parser = HfArgumentParser(cls)  # type: ignore[arg-type]
         parser.set_defaults(**defaults)
         (config,) = parser.parse_args_into_dataclasses(args=argv)
         return config
@@ -220,7 +222,7 @@ class GRPOConfig(TrainingArguments):
         return [url.rstrip("/").removesuffix("/v1") for url in urls]
 
     def _resolve_completion_length(self) -> None:
-        aliases = {self.max_tokens, self.max_new_tokens} - {None}
+        aliases = {length for length in (self.max_tokens, self.max_new_tokens) if length is not None}
         if len(aliases) > 1:
             raise ValueError("max_tokens and max_new_tokens are the same setting; give one of them.")
         if aliases:

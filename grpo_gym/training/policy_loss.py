@@ -46,7 +46,7 @@ class PolicyLoss:
         self._old_logprobs.clear()
 
     def micro_batches(self, batch: StepBatch, rank: int, num_ranks: int) -> list[PackedBatch]:
-        """This rank's share of the step; every rank gets the same number of micro-batches, at least one."""
+        """The rank's share of the step; every rank gets the same number of micro-batches, at least one."""
         inputs = batch.pack_inputs(batch.trainable(keep_all=self.args.beta != 0.0))
         shares = balance_over_ranks(inputs, num_ranks)
         packs = [
@@ -74,7 +74,7 @@ class PolicyLoss:
             tokens.mask,
             pack.sequence_index,
             len(pack.rollout_ids),
-            epsilon=self.args.epsilon,
+            epsilon=self.args.epsilon,  # type: ignore[arg-type]  # set in GRPOConfig.__post_init__
             epsilon_high=self.args.epsilon_high,
             delta=self.args.delta,
         )
@@ -176,7 +176,8 @@ class _TokenData:
 
 def _causal_lm(model: nn.Module) -> Any:
     """The Hugging Face causal LM inside a PEFT model, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    get_base_model: Any = getattr(model, "get_base_model", None)
+    return get_base_model() if get_base_model else model
 
 
 @contextlib.contextmanager

@@ -20,8 +20,9 @@ def save_rollout_state(trainer: GRPOTrainer) -> None:
     """Write `rollout_state.json` into the newest checkpoint (rank 0)."""
     if not trainer.is_world_process_zero():
         return
-    directory = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
-    assert trainer.rollouts is not None and trainer.rollouts.source is not None
+    directory = Path(str(trainer.args.output_dir)) / f"checkpoint-{trainer.state.global_step}"
+    assert trainer.rollouts is not None
+    assert trainer.rollouts.source is not None
     state = {"source": trainer.rollouts.source.state_dict(), "pending": None}
     if trainer.state.global_step % trainer.args.num_iterations != 0 and trainer.last_groups is not None:
         state["pending"] = {

@@ -29,7 +29,6 @@ from grpo_gym.rollouts.source import StepRollouts
 from grpo_gym.training import model_loading
 from grpo_gym.training.config import GRPOConfig
 from grpo_gym.training.metrics import MetricsBuffer, Reduction, rollout_metrics
-from grpo_gym.training.packing import PackedBatch
 from grpo_gym.training.policy_loss import PolicyLoss
 from grpo_gym.training.preflight import Preflight
 from grpo_gym.training.resume import load_rollout_state, save_rollout_state
@@ -91,14 +90,16 @@ class GRPOTrainer(Trainer):
 
     # ---- the hooks of transformers' Trainer -------------------------------------------------------------
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+    def train(  # type: ignore[override]
+        self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
+    ) -> TrainOutput:
         """Train, evaluate before and after, and save the model to `output_dir`."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
         self.rollouts = build_rollouts(self)
         try:
             if resume_from_checkpoint:
-                load_rollout_state(self, resume_from_checkpoint)
+                load_rollout_state(self, str(resume_from_checkpoint))
             output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
             if self.args.eval_on_start or self.args.do_eval:
                 self.evaluate()
@@ -111,7 +112,8 @@ class GRPOTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """One item per optimizer step: prompts come from the prompt stream, which checkpoints know."""
-        return DataLoader(range(self.preflight.steps_per_epoch), batch_size=1, collate_fn=_step_number)
+        steps: Any = range(self.preflight.steps_per_epoch)
+        return DataLoader(steps, batch_size=1, collate_fn=_step_number)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -207,13 +209,14 @@ class GRPOTrainer(Trainer):
         if not self.is_world_process_zero() or not self.args.log_completions:
             return
         number = self.state.global_step
-        write_completions(self.args.output_dir, number, step.groups)
+        write_completions(str(self.args.output_dir), number, step.groups)
         if self.args.num_completions_to_print and number % self.args.log_completions_steps == 0:
             print_completions(step.groups, number, self.args.num_completions_to_print)
 
     def _collect_metrics(self, train_seconds: float) -> None:
         """Metrics of the rollouts trained on, and where the time went."""
-        assert self.rollouts is not None and self.last_groups is not None
+        assert self.rollouts is not None
+        assert self.last_groups is not None
         step = self.last_groups
         rollout_seconds = step.seconds / self.args.num_iterations
         seconds = train_seconds + rollout_seconds + self.rollouts.sync_seconds

@@ -36,7 +36,7 @@ def iter_full_weights(model: nn.Module, bucket_bytes: int = 64 * 2**20) -> Itera
 
 
 def _is_adapter(name: str) -> bool:
-    return ".lora_" in name or ".modules_to_save." in name and ".original_module." in name
+    return ".lora_" in name or (".modules_to_save." in name and ".original_module." in name)
 
 
 def _owner(name: str) -> str:

@@ -17,7 +17,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(command, timeout=600):
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
     done = subprocess.run(
         command, cwd=ROOT, env=environment, timeout=timeout, capture_output=True, text=True, check=False
     )
@@ -43,7 +47,15 @@ def test_two_terminals(server, tmp_path):
     before = server_logprobs(server.base_url, "tiny", TEXT)
     port = server.base_url.rsplit(":", 1)[1]
     server_mode = ["--use_vllm", "true", "--vllm_mode", "server", "--vllm_server_port", port]
-    command = ["accelerate", "launch", "--num-processes", "1", "train_minimal.py", *server_mode, *small(str(tmp_path))]
+    command = [
+        "accelerate",
+        "launch",
+        "--num-processes",
+        "1",
+        "train_minimal.py",
+        *server_mode,
+        *small(str(tmp_path)),
+    ]
     printed = run([*command, "--max_staleness", "0"])
     after = server_logprobs(server.base_url, "tiny", TEXT)
     trained = AutoModelForCausalLM.from_pretrained(tmp_path)

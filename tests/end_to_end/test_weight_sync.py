@@ -63,7 +63,7 @@ def test_the_server_is_an_openai_server(server):
 def test_wrong_model_and_short_context_are_named(server):
     with pytest.raises(ValueError, match=r"serves .*tiny.*but the trainer trains other/model"):
         check_server(server.base_url, "other/model", 10)
-    with pytest.raises(ValueError, match="max_model_len=640.*--max-model-len 5000"):
+    with pytest.raises(ValueError, match=r"max_model_len=640.*--max-model-len 5000"):
         check_server(server.base_url, "tiny", 5000)
 
 

@@ -62,7 +62,8 @@ def test_eval_rows_are_the_same_every_time(echo_env):
 
 def test_lazy_environment_is_asked_for_one_row_at_a_time():
     class Lazy:
-        asked = []
+        def __init__(self):
+            self.asked = []
 
         def num_rows(self, split):
             return 1_000_000
