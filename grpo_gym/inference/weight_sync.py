@@ -8,12 +8,9 @@ it, and has to be started again.
 from __future__ import annotations
 
 import itertools
-import queue
-import threading
-import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlparse
 
@@ -21,6 +18,7 @@ import torch
 
 from grpo_gym import __version__
 from grpo_gym.inference.server_api import ServerApi, ServerError
+from grpo_gym.inference.weight_sync_phase import RESTART_ADVICE, Task, WeightSyncError, bind, run_together
 from grpo_gym.inference.weight_transfer_buckets import DEFAULT_BUCKET_BYTES, BucketSpec, iter_buckets
 from grpo_gym.inference.weight_transfer_group import (
     GlooGroup,
@@ -32,14 +30,7 @@ from grpo_gym.inference.weight_transfer_group import (
 )
 from grpo_gym.inference.weight_transfer_guard import FORCE_HEADER, INIT_PATH, RELEASE_PATH, trainer_name
 
-_GRACE_SECONDS = 3.0
-"""How long the other side gets to give its own reason, once one side has failed."""
-_LATE_SECONDS = 15.0
-"""HTTP and gloo end by their own time-outs; only what outlasts them by this much is given up on."""
-
-
-class WeightSyncError(RuntimeError):
-    """New weights did not reach a server whole; it must not be sampled from any more."""
+__all__ = ["ServerWeightSync", "WeightSyncError", "check_canary"]
 
 
 class ServerWeightSync:
@@ -107,7 +98,9 @@ class ServerWeightSync:
             self._is_broken = True
             if isinstance(error, WeightSyncError):
                 raise
-            raise WeightSyncError(f"the trainer could not gather its weights: {error}.{_RESTART}") from error
+            raise WeightSyncError(
+                f"the trainer could not gather its weights: {error}.{RESTART_ADVICE}"
+            ) from error
 
     def close(self) -> None:
         """Leave the groups and release the servers for another trainer; a server that is gone is no error."""
@@ -130,11 +123,11 @@ class ServerWeightSync:
         """Announce a bucket over HTTP and broadcast it at the same time, to all servers at once."""
         body = {"update_info": spec.to_json()}
         tasks = [link.task("/update_weights", body) for link in self._links]
-        tasks += [_Task(link.api.base_url, "trainer", _bind(link.broadcast, flat)) for link in self._links]
-        _together(f"update weights ({spec.names[0]} ... {spec.names[-1]})", tasks, self._timeout)
+        tasks += [Task(link.api.base_url, "trainer", bind(link.broadcast, flat)) for link in self._links]
+        run_together(f"update weights ({spec.names[0]} ... {spec.names[-1]})", tasks, self._timeout)
 
     def _on_all(self, phase: str, path: str, body: dict[str, Any] | None = None) -> None:
-        _together(phase, [link.task(path, body) for link in self._links], self._timeout)
+        run_together(phase, [link.task(path, body) for link in self._links], self._timeout)
 
 
 class _Link:
@@ -148,11 +141,11 @@ class _Link:
 
     def task(
         self, path: str, body: dict[str, Any] | None = None, headers: dict[str, str] | None = None
-    ) -> _Task:
+    ) -> Task:
         def call() -> dict[str, Any]:
             return self.api.post(path, body, timeout=self._timeout, headers=headers)
 
-        return _Task(self.api.base_url, "server", call)
+        return Task(self.api.base_url, "server", call)
 
     def connect(self, device: torch.device, force: bool) -> None:
         workers = self._check_server(device)
@@ -162,8 +155,8 @@ class _Link:
         store = serve_store(listener, meeting)
         # The workers join while the server answers this call, so it runs beside our own joining.
         joining = self.task(INIT_PATH, {"init_info": asdict(meeting)}, {FORCE_HEADER: "1"} if force else None)
-        meet = _Task(self.api.base_url, "trainer", lambda: self._join(store, meeting, device))
-        self._group = _together("connect", [joining, meet], self._timeout)[1]
+        meet = Task(self.api.base_url, "trainer", lambda: self._join(store, meeting, device))
+        self._group = run_together("connect", [joining, meet], self._timeout)[1]
 
     def _check_server(self, device: torch.device) -> int:
         """How many workers the server has, once it is sure that they can be reached.
@@ -218,78 +211,6 @@ class _Link:
         self._group = None
         if self.api.is_healthy():
             self.api.post(RELEASE_PATH, timeout=self._timeout)
-
-
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """What one side does in a phase."""
-
-    url: str
-    side: str
-    call: Callable[[], Any]
-
-
-def _bind(function: Callable[[torch.Tensor], None], flat: torch.Tensor) -> Callable[[], None]:
-    return lambda: function(flat)
-
-
-def _together(phase: str, tasks: Sequence[_Task], timeout: float) -> list[Any]:
-    """Run the two sides of a phase, on all servers, at once.
-
-    The threads are daemons: a side that hangs (NCCL has no time-out) does not keep the program from ending.
-
-    Returns:
-        What the tasks returned, in their order.
-
-    Raises:
-        WeightSyncError: a side failed, or gave no answer; the message names it.
-    """
-    answers: queue.SimpleQueue[tuple[int, Any, Exception | None]] = queue.SimpleQueue()
-    for index, task in enumerate(tasks):
-        threading.Thread(
-            target=_run, args=(index, task, answers), name=f"sync-{task.side}", daemon=True
-        ).start()
-    results: dict[int, Any] = {}
-    failures: list[tuple[_Task, Exception]] = []
-    deadline = time.monotonic() + timeout + _LATE_SECONDS
-    while len(results) + len(failures) < len(tasks):
-        try:
-            index, result, error = answers.get(timeout=max(0.0, deadline - time.monotonic()))
-        except queue.Empty:
-            break
-        if error is None:
-            results[index] = result
-            continue
-        failures.append((tasks[index], error))
-        # The server's reason is the better one; ours is often only that the connection went away.
-        deadline = min(
-            deadline, time.monotonic() + (_GRACE_SECONDS if tasks[index].side == "trainer" else 0.0)
-        )
-    if failures:
-        raise _failure(phase, failures) from failures[0][1]
-    if len(results) < len(tasks):
-        hung = [f"the {task.side} ({task.url})" for index, task in enumerate(tasks) if index not in results]
-        raise WeightSyncError(f"weight sync, phase '{phase}': no answer from {' and '.join(hung)}.{_RESTART}")
-    return [results[index] for index in range(len(tasks))]
-
-
-def _run(index: int, task: _Task, answers: queue.SimpleQueue[tuple[int, Any, Exception | None]]) -> None:
-    try:
-        answers.put((index, task.call(), None))
-    except Exception as error:  # handed to the thread that waits, which raises it
-        answers.put((index, None, error))
-
-
-_RESTART = (
-    " Its weights may be half-loaded and it stays paused: restart that server and go on from a checkpoint."
-)
-
-
-def _failure(phase: str, failures: Sequence[tuple[_Task, Exception]]) -> WeightSyncError:
-    reasons = sorted((task.side, task.url, str(error)) for task, error in failures)
-    text = "; ".join(f"{side} ({url}): {reason}" for side, url, reason in reasons)
-    advice = "" if phase in ("connect", "pause") else _RESTART
-    return WeightSyncError(f"weight sync, phase '{phase}': {text}.{advice}")
 
 
 def check_canary(server: Sequence[float], trainer: Sequence[float], tolerance: float) -> float:

@@ -44,7 +44,8 @@ class GRPOConfig(TrainingArguments):
     learning_rate: float = _option(1e-6, "Peak learning rate: 1e-6 for full fine-tuning, 1e-5 for LoRA.")
     lr_scheduler_type: str = _option("constant_with_warmup", "Learning-rate schedule.")
     logging_steps: float = _option(1, "Log every this many optimizer steps.")
-    report_to: str | list[str] | None = _option(
+    # Written in the order of TrainingArguments: HfArgumentParser takes the member after None.
+    report_to: None | str | list[str] = _option(
         "tensorboard", "Where metrics go: tensorboard, wandb, none, ..."
     )
     bf16: bool | None = _option(  # type: ignore[assignment]
