@@ -9,8 +9,7 @@ Two terminals: vLLM serves the rollouts, the trainer sends it new weights after 
     accelerate launch --num-processes 1 train_minimal.py --use_vllm true --vllm_server_port 8000   # terminal 2
 """
 
-import random
-
+import reasoning_gym
 import torch
 import verifiers as vf
 from datasets import Dataset
@@ -27,13 +26,13 @@ SYSTEM_PROMPT = (
 
 
 def make_problems(count: int, seed: int) -> Dataset:
-    """Two-digit additions. Use `datasets.load_dataset(...)` for your own; rename its columns if needed."""
-    rng = random.Random(seed)
-    pairs = [(rng.randint(10, 99), rng.randint(10, 99)) for _ in range(count)]
+    """Leg-counting questions. For your own: `datasets.load_dataset(...)`, columns renamed if needed."""
+    animals = {"min_animals": 1, "max_animals": 3, "min_instances": 1, "max_instances": 5}
+    problems = reasoning_gym.create_dataset("leg_counting", size=count, seed=seed, **animals)
     return Dataset.from_dict(
         {
-            "question": [f"What is {a} + {b}?" for a, b in pairs],
-            "answer": [str(a + b) for a, b in pairs],
+            "question": [problem["question"] for problem in problems],
+            "answer": [problem["answer"] for problem in problems],
         }
     )
 
@@ -64,7 +63,7 @@ if __name__ == "__main__":
     # ---- 3. The environment ----------------------------------------------------------------------------
     env = vf.SingleTurnEnv(
         dataset=make_problems(2000, seed=0),
-        eval_dataset=make_problems(200, seed=1),  # never trained on
+        eval_dataset=make_problems(200, seed=10_000),  # never trained on
         system_prompt=SYSTEM_PROMPT,
         parser=parser,
         rubric=rubric,
@@ -74,7 +73,7 @@ if __name__ == "__main__":
     # Everything of transformers.TrainingArguments works under its own name. On the command line:
     # --name value.
     args = GRPOConfig.from_command_line(
-        run_name="arithmetic",  # output_dir defaults to outputs/<run_name>
+        run_name="own-data",  # output_dir defaults to outputs/<run_name>
         #
         # How long. One step = one update of the weights.
         max_steps=60,
