@@ -16,6 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,28 @@ from grpo_gym.models import TINY_MODEL_PATH
 from grpo_gym.rollouts.chat import ChatRenderer
 from grpo_gym.rollouts.engine import RolloutEngine
 
-Measure = Callable[[], float]
+Measure = Callable[[], "Rate"]
 BAR = 500.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Rollouts per second of the clock, and per second of this process's CPU time: what one core can do."""
+
+    by_clock: float
+    by_core: float
+
+
+class Stopwatch:
+    """Clock and CPU seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._clock, self._cpu = time.perf_counter(), time.process_time()
+
+    def rate(self, count: int) -> Rate:
+        """`count` things per second."""
+        clock, cpu = time.perf_counter() - self._clock, time.process_time() - self._cpu
+        return Rate(count / clock, count / cpu)
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
@@ -50,7 +71,7 @@ def main(argv: list[str]) -> None:
     """Measure the ways in turn, `repeats` times."""
     args = parse_args(argv)
     result = Result("rollout_overhead", ["rollout_overhead", *argv], notes=_notes(args))
-    rates: dict[str, list[float]] = {}
+    rates: dict[str, list[Rate]] = {}
     with stub_server() as url, ways(url, args) as measures:
         cores = pin_to_one_core()
         for repeat in range(-1, args.repeats):  # round -1 warms up
@@ -59,11 +80,17 @@ def main(argv: list[str]) -> None:
                 if repeat >= 0:
                     rates.setdefault(name, []).append(rate)
     for name, values in rates.items():
-        spread = Spread.of(values)
-        say(f"{name}: {spread} rollouts/s")
-        result.figures.update(spread.figures(f"rollouts_per_second_{name}"))
-        result.rows.append({"way": name, "rollouts/s": str(spread), "bar": BAR})
-    result.details = {"rates": rates, "pinned_to_one_core": cores}
+        core, clock = (Spread.of([getattr(v, k) for v in values]) for k in ("by_core", "by_clock"))
+        say(f"{name}: {core} rollouts per core second, {clock} per second")
+        result.figures |= core.figures(f"rollouts_per_core_second_{name}")
+        result.figures |= clock.figures(f"rollouts_per_second_{name}")
+        result.rows.append(
+            {"way": name, "rollouts/s of one core": str(core), "rollouts/s": str(clock), "bar": BAR}
+        )
+    result.details = {
+        "rates": {name: [asdict(value) for value in values] for name, values in rates.items()},
+        "pinned_to_one_core": cores,
+    }
     result.write(lambda axes: _plot(axes, rates), args.folder)
 
 
@@ -99,7 +126,7 @@ def make_engine(sampler: Sampler) -> RolloutEngine:
     return RolloutEngine(make_env(), sampler, ChatRenderer(tokenizer), max_concurrent=512)
 
 
-def engine_rate(engine: RolloutEngine, num_prompts: int, group_size: int) -> float:
+def engine_rate(engine: RolloutEngine, num_prompts: int, group_size: int) -> Rate:
     """Rollouts per second of one call of `generate`.
 
     Raises:
@@ -108,25 +135,25 @@ def engine_rate(engine: RolloutEngine, num_prompts: int, group_size: int) -> flo
     dataset = engine.env.get_dataset()
     rows = [dataset[i % len(dataset)] for i in range(num_prompts)]
     params = SamplingParams(max_tokens=COMPLETION_TOKENS)
-    start = time.perf_counter()
+    watch = Stopwatch()
     groups = engine.generate(rows, group_size, params, [None] * num_prompts)
-    seconds = time.perf_counter() - start
+    rate = watch.rate(num_prompts * group_size)
     failed = [r.error for group in groups for r in group.rollouts if not r.is_valid]
     if failed:
         raise RuntimeError(f"{len(failed)} rollouts failed: {failed[0]}")
-    return num_prompts * group_size / seconds
+    return rate
 
 
 def _engine_measure(engine: RolloutEngine, args: argparse.Namespace) -> Measure:
     return lambda: engine_rate(engine, args.prompts, args.group_size)
 
 
-def stock_client_rate(url: str, args: argparse.Namespace) -> float:
+def stock_client_rate(url: str, args: argparse.Namespace) -> Rate:
     """The same environment through Verifiers' own token client, a quarter as many rollouts."""
     return asyncio.run(_stock_client_rate(url, max(1, args.prompts // 4), args.group_size))
 
 
-async def _stock_client_rate(url: str, num_prompts: int, group_size: int) -> float:
+async def _stock_client_rate(url: str, num_prompts: int, group_size: int) -> Rate:
     from verifiers.clients import resolve_client
     from verifiers.types import ClientConfig
 
@@ -137,7 +164,7 @@ async def _stock_client_rate(url: str, num_prompts: int, group_size: int) -> flo
     client = resolve_client(config)
     env = make_env()
     rows = [env.get_dataset()[i % 64] for i in range(num_prompts)]
-    start = time.perf_counter()
+    watch = Stopwatch()
     outputs = await asyncio.gather(
         *(
             env.run_group(
@@ -150,11 +177,11 @@ async def _stock_client_rate(url: str, num_prompts: int, group_size: int) -> flo
             for row in rows
         )
     )
-    seconds = time.perf_counter() - start
+    rate = watch.rate(num_prompts * group_size)
     failed = [o["error"] for group in outputs for o in group if o.get("error") or not o["trajectory"]]
     if failed:
         raise RuntimeError(f"{len(failed)} rollouts of the stock client failed: {failed[0]}")
-    return num_prompts * group_size / seconds
+    return rate
 
 
 @contextlib.contextmanager
@@ -201,15 +228,16 @@ def _notes(args: argparse.Namespace) -> list[str]:
     return [
         f"{args.prompts} groups of {args.group_size} per measurement, up to 512 rollouts in flight, "
         f"{COMPLETION_TOKENS} tokens per completion; the client runs on one core, the stub server beside it.",
+        "Per second of one core: per second of CPU time of the client process, whatever else the machine does.",
         "in_process: environment, chat template, scoring and RolloutEngine without any network.",
         "stub_server: the same with the trainer's HTTP client against a server that answers at once.",
         "stub_server_stock_client: Verifiers' own client and environment alone, without RolloutEngine.",
     ]
 
 
-def _plot(axes: Any, rates: dict[str, list[float]]) -> None:
-    spreads = {name: Spread.of(values) for name, values in rates.items()}
+def _plot(axes: Any, rates: dict[str, list[Rate]]) -> None:
+    spreads = {name: Spread.of([v.by_core for v in values]) for name, values in rates.items()}
     axes.bar(list(spreads), [spread.median for spread in spreads.values()])
     axes.axhline(BAR, color="black", linewidth=0.8, label=f"bar: {BAR:.0f}")
-    axes.set_ylabel("rollouts per second")
+    axes.set_ylabel("rollouts per second of one core")
     axes.legend()

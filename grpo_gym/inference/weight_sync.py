@@ -28,7 +28,13 @@ from grpo_gym.inference.weight_transfer_group import (
     listen,
     serve_store,
 )
-from grpo_gym.inference.weight_transfer_guard import FORCE_HEADER, INIT_PATH, RELEASE_PATH, trainer_name
+from grpo_gym.inference.weight_transfer_guard import (
+    FORCE_HEADER,
+    HOLD_PATH,
+    INIT_PATH,
+    RELEASE_PATH,
+    trainer_name,
+)
 
 __all__ = ["ServerWeightSync", "WeightSyncError", "check_canary"]
 
@@ -138,6 +144,7 @@ class _Link:
         self.backend = ""
         self._timeout = timeout
         self._group: TransferGroup | None = None
+        self._holds_server = False
 
     def task(
         self, path: str, body: dict[str, Any] | None = None, headers: dict[str, str] | None = None
@@ -149,12 +156,17 @@ class _Link:
 
     def connect(self, device: torch.device, force: bool) -> None:
         workers = self._check_server(device)
+        # A refusal comes at once, before anybody waits in a group for the others.
+        run_together(
+            "connect", [self.task(HOLD_PATH, None, {FORCE_HEADER: "1"} if force else None)], self._timeout
+        )
+        self._holds_server = True
         address = address_towards(urlparse(self.api.base_url).hostname or "127.0.0.1")
         listener = listen(address)
         meeting = Rendezvous(address, listener.getsockname()[1], 1, workers + 1, self._timeout)
         store = serve_store(listener, meeting)
         # The workers join while the server answers this call, so it runs beside our own joining.
-        joining = self.task(INIT_PATH, {"init_info": asdict(meeting)}, {FORCE_HEADER: "1"} if force else None)
+        joining = self.task(INIT_PATH, {"init_info": asdict(meeting)})
         meet = Task(self.api.base_url, "trainer", lambda: self._join(store, meeting, device))
         self._group = run_together("connect", [joining, meet], self._timeout)[1]
 
@@ -205,11 +217,11 @@ class _Link:
             self.api.post("/resume", timeout=self._timeout)
 
     def close(self) -> None:
-        if self._group is None:
-            return
-        self._group.close()
-        self._group = None
-        if self.api.is_healthy():
+        if self._group is not None:
+            self._group.close()
+            self._group = None
+        held, self._holds_server = self._holds_server, False
+        if held and self.api.is_healthy():
             self.api.post(RELEASE_PATH, timeout=self._timeout)
 
 

@@ -3,8 +3,8 @@
 vLLM opens its weight endpoints to everyone who can reach the port. This middleware
 - lets everybody generate, but asks for the run's token (`X-VF-Token`) on every path it does not know to be
   harmless, when the server has a token (always, when it is bound to anything but this machine);
-- keeps one trainer per server: the first `/init_weight_transfer_engine` takes a lease, a second trainer gets
-  HTTP 409 until the first has released it (`POST /release_weights`) or has died;
+- keeps one trainer per server: the first `/hold_weights` or `/init_weight_transfer_engine` takes a lease, a
+  second trainer gets HTTP 409 until the first has released it (`POST /release_weights`) or has died;
 - closes `/collective_rpc`, which calls any worker method, unless the server is bound to this machine only;
 - answers `GET /vf_info`, from which a trainer learns how weights travel and which version of this package runs.
 """
@@ -26,7 +26,8 @@ from grpo_gym import __version__
 
 SETTINGS_VARIABLE = "VF_VLLM_GUARD"
 TOKEN_HEADER, TRAINER_HEADER, FORCE_HEADER = "x-vf-token", "x-vf-trainer", "x-vf-force"
-INIT_PATH, RELEASE_PATH, INFO_PATH = "/init_weight_transfer_engine", "/release_weights", "/vf_info"
+INIT_PATH, INFO_PATH = "/init_weight_transfer_engine", "/vf_info"
+HOLD_PATH, RELEASE_PATH = "/hold_weights", "/release_weights"
 ANONYMOUS = "anonymous"
 
 _LEASED_PATHS = frozenset(
@@ -228,7 +229,7 @@ class WeightSyncGuard:
 
     def _lease_answer(self, path: str, headers: dict[str, str]) -> Answer | None:
         trainer = headers.get(TRAINER_HEADER, ANONYMOUS)
-        if path == INIT_PATH:
+        if path in (INIT_PATH, HOLD_PATH):
             holder = self._lease.acquire(trainer, force=headers.get(FORCE_HEADER) == "1")
         elif path in _LEASED_PATHS:
             holder = self._lease.holder()
@@ -241,5 +242,4 @@ class WeightSyncGuard:
             )
         if path == RELEASE_PATH:
             self._lease.release(trainer)
-            return Answer(200, {"message": "released"})
-        return None
+        return Answer(200, {"trainer": self._lease.holder()}) if path in (HOLD_PATH, RELEASE_PATH) else None

@@ -33,6 +33,6 @@ def test_the_stub_server_answers_the_trainers_client():
     with stub_server() as url:
         engine = make_engine(VLLMSampler([url], model="policy"))
         try:
-            assert engine_rate(engine, num_prompts=2, group_size=2) > 0
+            assert engine_rate(engine, num_prompts=2, group_size=2).by_core > 0
         finally:
             engine.close()

@@ -1,0 +1,200 @@
+"""Weight sync against a stand-in for vf-vllm that joins real gloo groups: order, errors, who is to blame."""
+
+import json
+import threading
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+
+from grpo_gym import __version__
+from grpo_gym.inference import weight_sync_phase
+from grpo_gym.inference.weight_sync import ServerWeightSync, WeightSyncError, check_canary
+from grpo_gym.inference.weight_sync_phase import Task, run_together
+from grpo_gym.inference.weight_transfer_buckets import BucketSpec
+from grpo_gym.inference.weight_transfer_group import GlooGroup, Rendezvous, join_store
+
+WEIGHTS = {f"layer.{i}": torch.full((40, 5), float(i)) for i in range(10)}
+BUCKET_BYTES = 2000  # two layers
+
+
+class StandIn(ThreadingHTTPServer):
+    """One worker behind vLLM's weight endpoints."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.info = {"backend": "gloo", "trainer": None, "version": __version__}
+        self.calls, self.weights = [], {}
+        self.fail_at, self.hang_at = None, None
+        self.group = None
+        self.stopped = threading.Event()
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def answer(self, path, body):
+        self.calls.append(path)
+        if path == self.fail_at:
+            raise RuntimeError("the worker broke")
+        if path == self.hang_at:
+            self.stopped.wait(30)
+        if path == "/init_weight_transfer_engine":
+            meeting = Rendezvous(**body["init_info"])
+            self.group = GlooGroup(join_store(meeting), meeting.rank_offset, meeting)
+        if path == "/update_weights":
+            spec = BucketSpec(**body["update_info"])
+            flat = torch.empty(spec.offsets()[-1], dtype=torch.uint8)
+            self.group.broadcast(flat)
+            self.weights |= dict(spec.unpack(flat))
+        return {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stopped.set()
+        self.shutdown()
+        self.server_close()
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.reply(
+            200, {"/vf_info": self.server.info, "/get_world_size": {"world_size": 1}}.get(self.path, {})
+        )
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        path = self.path.partition("?")[0]
+        try:
+            self.reply(200, self.server.answer(path, body))
+        except RuntimeError as error:
+            self.reply(500, {"error": {"message": str(error)}})
+
+    def reply(self, status, body):
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def servers():
+    with ExitStack() as stack:
+        yield [stack.enter_context(StandIn()) for _ in range(2)]
+
+
+def connected(*servers, timeout=20.0):
+    sync = ServerWeightSync([server.url for server in servers], timeout=timeout, bucket_bytes=BUCKET_BYTES)
+    sync.connect("cpu")
+    return sync
+
+
+def test_every_server_gets_every_weight_in_one_message_per_bucket(servers):
+    sync = connected(*servers)
+    sync.push(WEIGHTS.items(), 7)
+    sync.close()
+    for server in servers:
+        assert list(server.weights) == list(WEIGHTS)
+        assert all(torch.equal(server.weights[name], weight) for name, weight in WEIGHTS.items())
+        assert server.calls == [
+            "/hold_weights", "/init_weight_transfer_engine", "/pause", "/start_weight_update",
+            *["/update_weights"] * 5, "/finish_weight_update", "/reset_prefix_cache", "/resume", "/release_weights",
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["/start_weight_update", "/update_weights", "/finish_weight_update"])
+def test_a_broken_update_is_never_served(servers, path):
+    server = servers[0]
+    sync = connected(server, timeout=3.0)
+    server.fail_at = path
+    with pytest.raises(WeightSyncError, match=r"server \(http.*the worker broke.*restart that server"):
+        sync.push(WEIGHTS.items(), 1)
+    assert "/resume" not in server.calls
+    with pytest.raises(WeightSyncError, match="earlier weight sync broke off"):
+        sync.push(WEIGHTS.items(), 2)
+
+
+def test_a_pause_that_fails_lets_the_servers_go_on(servers):
+    sync = connected(*servers)
+    servers[1].fail_at = "/pause"
+    with pytest.raises(WeightSyncError, match="phase 'pause'") as caught:
+        sync.push(WEIGHTS.items(), 1)
+    assert "restart" not in str(caught.value)
+    assert servers[0].calls[-1] == "/resume"
+    servers[1].fail_at = None
+    sync.push(WEIGHTS.items(), 1)
+    assert len(servers[1].weights) == len(WEIGHTS)
+    sync.close()
+
+
+def broken_weights(count):
+    """Weights whose gathering fails after `count`."""
+    yield from list(WEIGHTS.items())[:count]
+    raise OSError("gathering failed")
+
+
+def test_gathering_that_fails_at_once_leaves_the_server_alone(servers):
+    sync = connected(servers[0])
+    with pytest.raises(OSError, match="gathering failed"):
+        sync.push(broken_weights(0), 1)
+    assert "/pause" not in servers[0].calls
+    sync.push(WEIGHTS.items(), 1)
+    sync.close()
+
+
+def test_gathering_that_fails_half_way_says_so(servers):
+    sync = connected(servers[0])
+    with pytest.raises(WeightSyncError, match=r"could not gather its weights: gathering failed.*restart"):
+        sync.push(broken_weights(6), 1)
+    assert "/resume" not in servers[0].calls
+
+
+def test_a_server_that_hangs_is_named_with_its_phase(servers):
+    sync = connected(servers[0], timeout=1.0)
+    servers[0].hang_at = "/finish_weight_update"
+    with pytest.raises(WeightSyncError, match=rf"phase 'finish': server \({servers[0].url}\).*timed out"):
+        sync.push(WEIGHTS.items(), 1)
+
+
+def test_a_side_that_never_answers_is_named(monkeypatch):
+    monkeypatch.setattr(weight_sync_phase, "_LATE_SECONDS", 0.0)
+    forever = threading.Event()
+    tasks = [Task("http://a", "server", lambda: None), Task("http://a", "trainer", forever.wait)]
+    with pytest.raises(WeightSyncError, match=r"phase 'send': no answer from the trainer \(http://a\)"):
+        run_together("send", tasks, timeout=0.1)
+    forever.set()
+
+
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [
+        ({"version": "0.0.1"}, r"runs grpo-gym 0\.0\.1"),
+        ({"backend": "ipc"}, "weight transfer 'ipc'"),
+        ({"backend": "vf_nccl"}, "trainer computes on cpu"),
+    ],
+)
+def test_a_server_that_does_not_fit_is_refused_before_anything_is_joined(servers, info, message):
+    servers[0].info |= info
+    with pytest.raises(WeightSyncError, match=message):
+        connected(servers[0])
+    assert servers[0].calls == []
+
+
+def test_a_server_that_is_not_there_is_named():
+    with pytest.raises(
+        WeightSyncError, match=r"127\.0\.0\.1:9 cannot update weights; was it started with vf-vllm"
+    ):
+        ServerWeightSync("http://127.0.0.1:9").connect("cpu")
+
+
+def test_canary():
+    assert check_canary([-1.0, -2.0], [-1.01, -1.99], tolerance=0.02) == pytest.approx(0.01)
+    with pytest.raises(WeightSyncError, match=r"differ .* by 0\.5000 nats"):
+        check_canary([-1.0, -2.0], [-1.5, -1.5], tolerance=0.02)
+    with pytest.raises(WeightSyncError):
+        check_canary([float("nan")], [-1.0], tolerance=0.02)
