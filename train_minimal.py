@@ -1,4 +1,4 @@
-"""Full control in one file: your own data, your own rewards, every setting that matters.
+r"""Full control in one file: your own data, your own rewards, every setting that matters.
 
     python train_minimal.py                                     # laptop, in one process
     python train_minimal.py --max_steps 100 --learning_rate 1e-4
@@ -6,7 +6,10 @@
 Two terminals: vLLM serves the rollouts, the trainer sends it new weights after every step.
 
     vf-vllm --model tiny --port 8000                            # terminal 1 (on GPU 0: CUDA_VISIBLE_DEVICES=0)
-    accelerate launch --num-processes 1 train_minimal.py --use_vllm true --vllm_server_port 8000   # terminal 2
+    accelerate launch --num-processes 1 train_minimal.py \
+        --use_vllm true --vllm_mode server --vllm_server_port 8000  # terminal 2
+
+On a GPU serve the model that the script trains: vf-vllm --model Qwen/Qwen2.5-1.5B-Instruct
 """
 
 import reasoning_gym

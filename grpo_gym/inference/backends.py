@@ -141,9 +141,11 @@ class ColocatedBackend(ServerBackend):
 
     def close(self) -> None:
         """Leave the group and stop the server."""
-        super().close()
-        if self._server is not None:
-            self._server.stop()
+        try:
+            super().close()
+        finally:
+            if self._server is not None:
+                self._server.stop()
 
 
 def is_sharded(accelerator: Accelerator) -> bool:

@@ -7,6 +7,7 @@ import os
 import time
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
 from typing import Any
 
 from grpo_gym.inference.weight_transfer_guard import TOKEN_HEADER, TRAINER_HEADER
@@ -126,7 +127,15 @@ def wait_for_server(base_url: str, timeout: float) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def check_server(base_url: str, model: str, min_model_len: int) -> None:
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """The name a server answers to for the trainer's model, and its context length in tokens."""
+
+    name: str
+    max_model_len: int
+
+
+def check_server(base_url: str, model: str, min_model_len: int) -> ServedModel:
     """Check that the server serves the trainer's model, with enough context.
 
     Raises:
@@ -134,18 +143,21 @@ def check_server(base_url: str, model: str, min_model_len: int) -> None:
     """
     cards = ServerApi(base_url).get("/v1/models")["data"]
     names = [card["id"] for card in cards] + [card["root"] for card in cards if card.get("root")]
-    if not {model, resolve_model(model)} & set(names):
+    known_as = {model, resolve_model(model)}
+    matching = [card for card in cards if known_as & {card["id"], card.get("root")}]
+    if not matching:
         raise ValueError(
             f"the server at {base_url} serves {', '.join(sorted(set(names)))}, but the trainer trains {model}; "
             f"start it with `vf-vllm --model {model}`."
         )
-    length = min(card.get("max_model_len") or min_model_len for card in cards)
+    length = int(matching[0].get("max_model_len") or min_model_len)
     if length < min_model_len:
         raise ValueError(
             f"the server at {base_url} has max_model_len={length}, but prompts and completions take up to "
             f"{min_model_len} tokens; start it with --max-model-len {min_model_len}, or lower max_prompt_length or "
             "max_completion_length."
         )
+    return ServedModel(matching[0]["id"], length)
 
 
 def data_parallel_size(base_url: str) -> int:
@@ -160,7 +172,11 @@ def data_parallel_size(base_url: str) -> int:
 
 
 def server_logprobs(
-    base_url: str, model: str, token_ids: list[int], data_parallel_rank: int | None = None
+    base_url: str,
+    model: str,
+    token_ids: list[int],
+    data_parallel_rank: int | None = None,
+    timeout: float = 60.0,
 ) -> list[float]:
     """The server's log-prob of every token of a text after the first, at temperature 1, in nats.
 
@@ -169,12 +185,13 @@ def server_logprobs(
         model: the name it serves.
         token_ids: the text.
         data_parallel_rank: which replica is asked; None leaves it to the server.
+        timeout: seconds to wait for the answer, behind whatever the server is generating.
 
     Raises:
         ServerError: no answer, or an error.
     """
     body = {"model": model, "prompt": token_ids, "max_tokens": 1, "prompt_logprobs": 0, "temperature": 1.0}
     headers = {} if data_parallel_rank is None else {"X-data-parallel-rank": str(data_parallel_rank)}
-    choice = ServerApi(base_url).post("/v1/completions", body, headers=headers)["choices"][0]
+    choice = ServerApi(base_url).post("/v1/completions", body, timeout, headers=headers)["choices"][0]
     positions = choice["prompt_logprobs"][1:]
     return [position[str(token)]["logprob"] for token, position in zip(token_ids[1:], positions, strict=True)]

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 TENSORBOARD_DIR = "runs"
 
 
-def print_evaluation(metrics: Mapping[str, float], step: int, num_problems: int, num_samples: int) -> None:
+def print_evaluation(metrics: Mapping[str, float], step: int, problems: str) -> None:
     """One line for one evaluation."""
     accuracy = next(value for name, value in metrics.items() if name.endswith("_accuracy"))
     reward = next(value for name, value in metrics.items() if name.endswith("_reward"))
     with tqdm.external_write_mode():
         Console(soft_wrap=True).print(
             f"[bold]evaluation at step {step}[/bold]: accuracy {accuracy:.1%}, mean reward {reward:.3f} "
-            f"({num_problems} held-out problems x {num_samples})"
+            f"({problems})"
         )
 
 
@@ -37,10 +37,13 @@ def print_where_things_are(trainer: GRPOTrainer) -> None:
     accuracies = [(e["step"], e["eval_accuracy"]) for e in trainer.state.log_history if "eval_accuracy" in e]
     if len(accuracies) > 1:
         (first_step, first), (last_step, last) = accuracies[0], accuracies[-1]
+        where = "held-out" if trainer.preflight.has_eval_set else "TRAINING"
         console.print(
-            f"[bold green]held-out accuracy {first:.1%} (step {first_step}) -> {last:.1%} (step {last_step}), "
+            f"[bold green]{where} accuracy {first:.1%} (step {first_step}) -> {last:.1%} (step {last_step}), "
             f"{100 * (last - first):+.1f} points[/bold green]"
         )
+    if trainer.preflight.stream.num_skipped:
+        console.print(f"{trainer.preflight.stream.num_skipped} prompts were left out: too long")
     console.print(f"model:   {output_dir}")
     if "tensorboard" in (trainer.args.report_to or []):
         console.print(f"logs:    tensorboard --logdir {output_dir / TENSORBOARD_DIR}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,8 +52,8 @@ def failure_of(output: Mapping[str, Any], has_tokens: bool) -> str | None:
         return f"no tokens came back (stop condition: {output.get('stop_condition')})"
     if output.get(SCORER_ERROR_KEY):
         return f"scoring failed: {output[SCORER_ERROR_KEY]}"
-    if output.get("reward") is None:
-        return "scoring gave no reward"
+    if output.get("reward") is None or not math.isfinite(output["reward"]):
+        return f"scoring failed: the reward is {output.get('reward')}"
     return None
 
 

@@ -25,6 +25,8 @@ from grpo_gym.rollouts.token_client import TokenClient, mix_seed
 from grpo_gym.rollouts.types import Rollout, RolloutGroup
 
 T = TypeVar("T")
+_CLOSE_SECONDS = 60.0
+"""A batch of the in-process sampler that is being generated is waited for."""
 
 
 @runtime_checkable
@@ -86,16 +88,27 @@ class RolloutEngine:
         return self.run(self._generate_all(rows, num_generations, params, seeds)).result()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Run a coroutine on the engine's event loop."""
+        """Run a coroutine on the engine's event loop.
+
+        Raises:
+            RuntimeError: the engine was closed.
+        """
+        if not self._thread.is_alive():
+            coroutine.close()
+            raise RuntimeError("the rollout engine is closed.")
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def close(self) -> None:
         """Cancel what is in flight, release the sampler and stop the event loop."""
         if not self._thread.is_alive():
             return
-        self.run(self._shut_down()).result(timeout=30)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=30)
+        if self._rollout_ended in self.env._cleanup_handlers:
+            self.env._cleanup_handlers.remove(self._rollout_ended)
+        try:
+            self.run(self._shut_down()).result(timeout=_CLOSE_SECONDS)
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(timeout=_CLOSE_SECONDS)
 
     async def generate_group(
         self, row: Row, num_generations: int, params: SamplingParams, seed: int | None
@@ -151,7 +164,8 @@ class RolloutEngine:
     async def _rollout_ended(self, state: vf.State) -> None:
         """Verifiers' clean-up hook of each rollout: one conversation less that may ask for tokens."""
         client = state["client"]
-        if self._counting and isinstance(client, TokenClient) and client.num_running:
+        is_ours = isinstance(client, TokenClient) and client.client is self.sampler
+        if self._counting and is_ours and client.num_running:
             client.num_running -= 1
             self._counting.rollout_finished()
 

@@ -30,6 +30,7 @@ class RolloutManager:
         self.source = source
         self.version: int | None = None
         self.sync_seconds = 0.0
+        self.is_open = True
 
     def sync(self, model: Any, version: int) -> None:
         """Sample with `model`'s weights from now on, as policy version `version`; called by every rank."""
@@ -52,9 +53,12 @@ class RolloutManager:
 
     def close(self) -> None:
         """Stop rollouts, then whatever the backend started."""
-        if self.source is not None:
-            self.source.engine.close()
-        self.backend.close()
+        self.is_open = False
+        try:
+            if self.source is not None:
+                self.source.engine.close()
+        finally:
+            self.backend.close()
 
     def _on_rank_zero(self, call: Callable[[RolloutSource], T]) -> T:
         """Call on rank 0 and give every rank the result, or the error: no rank waits for one that failed."""

@@ -41,7 +41,7 @@ class OverlappedSource(RolloutSource):
         while len(kept) < wanted:
             self._start_groups(wanted * (self.settings.max_staleness + 1) - len(kept))
             ticket, group = self._next_finished()
-            if version - oldest_version(group) > self.settings.max_staleness:
+            if version - oldest_version(group, version) > self.settings.max_staleness:
                 self._again.append(ticket)
                 num_stale += 1
             elif self._is_wanted(group, len(kept) + len(spare)):
@@ -96,6 +96,9 @@ class OverlappedSource(RolloutSource):
         return self._finished.popleft()
 
 
-def oldest_version(group: RolloutGroup) -> int:
-    """The oldest policy version in the group."""
-    return min(rollout.policy_version for rollout in group.rollouts)
+def oldest_version(group: RolloutGroup, current: int) -> int:
+    """The oldest policy version in the group; `current` for a group in which every rollout failed.
+
+    Such a group is kept: made again it would only fail again, and the step has to notice.
+    """
+    return min((rollout.policy_version for rollout in group.valid_rollouts), default=current)

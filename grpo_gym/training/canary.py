@@ -27,7 +27,10 @@ class Canary:
     def __init__(self, trainer: GRPOTrainer) -> None:
         self._trainer = trainer
         preflight = trainer.preflight
-        self.token_ids = preflight.renderer.prompt_ids(preflight.eval_rows[0]["prompt"])[:_MAX_TOKENS]
+        self.token_ids = preflight.renderer.prompt_ids(preflight.first_row["prompt"])[:_MAX_TOKENS]
+        tolerance = trainer.args.vllm_canary_tolerance
+        on_gpu = trainer.args.device.type == "cuda"
+        self.tolerance = (0.15 if on_gpu else 0.02) if tolerance is None else tolerance
         self.last_difference = 0.0
 
     def __call__(self, url: str, model: Any) -> None:
@@ -35,8 +38,12 @@ class Canary:
         ours = self.trainer_logprobs(model)
         if not self._trainer.accelerator.is_main_process:
             return
-        theirs = server_logprobs(url, self._trainer.preflight.model_name, self.token_ids)
-        self.last_difference = check_canary(theirs, ours, self._trainer.args.vllm_canary_tolerance)
+        # The request waits behind the rollouts that the server kept during the sync.
+        timeout = self._trainer.args.vllm_request_timeout
+        theirs = server_logprobs(
+            url, self._trainer.preflight.served_model_name, self.token_ids, timeout=timeout
+        )
+        self.last_difference = check_canary(theirs, ours, self.tolerance)
 
     @torch.no_grad()
     def trainer_logprobs(self, model: Any) -> list[float]:

@@ -58,6 +58,9 @@ def apply_peft(model: PreTrainedModel, peft_config: Any | None, args: GRPOConfig
         return model
     from peft import get_peft_model
 
+    if args.use_vllm and getattr(peft_config, "use_dora", False):
+        raise ValueError("use_dora=True: DoRA weights cannot be sent to vLLM; use LoRA, or use_vllm=False.")
+
     if args.gradient_checkpointing:
         # Frozen embeddings cut the graph under checkpointing unless their output asks for gradients.
         model.enable_input_require_grads()
@@ -86,3 +89,5 @@ def disable_dropout(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from grpo_gym.inference.server_api import check_server, wait_for_server
 from grpo_gym.models import resolve_model
 from grpo_gym.rollouts.chat import ChatRenderer, check_chat_template
-from grpo_gym.rollouts.prompts import EnvironmentRows, PromptStream, Row, select_eval_rows
+from grpo_gym.rollouts.prompts import EnvironmentRows, LazyRows, PromptStream, Row, select_eval_rows
 from grpo_gym.training.config import GRPOConfig
 from grpo_gym.training.model_loading import context_length, load_tokenizer
 
@@ -22,9 +22,12 @@ class Preflight:
         model_name: name or resolved path of the model.
         tokenizer: the run's tokenizer.
         renderer: messages to ids.
-        max_model_len: longest sequence of the model (and of the servers).
+        served_model_name: the name the servers know the model by.
+        max_model_len: longest sequence of the model and of the servers.
+        first_row: the first training row, the text of the weight-sync canary.
         stream: the training prompts in order.
-        eval_rows: the fixed held-out problems.
+        has_eval_set: whether the environment has held-out problems of its own.
+        eval_rows: the fixed problems of evaluations.
         steps_per_epoch: optimizer steps in one pass over the prompts.
 
     Raises:
@@ -45,16 +48,28 @@ class Preflight:
         check_chat_template(self.tokenizer, self.model_name)
         self.renderer = ChatRenderer(self.tokenizer)
         self.max_model_len = min(context_length(model), args.vllm_max_model_len or 2**31)
+        self.served_model_name = self.model_name
+        if args.use_vllm and args.vllm_mode == "server":
+            self._check_servers()
         self.max_prompt_len = self._max_prompt_length()
         rows = EnvironmentRows(env, "train")
+        self.first_row = rows[0]
         self.stream = PromptStream(rows, args.seed, args.shuffle_dataset, self._fits)
         self._check_some_prompt_fits(rows)
-        self.eval_rows = [
-            r for r in select_eval_rows(EnvironmentRows(env, "eval"), args.eval_num_problems) if self._fits(r)
-        ]
+        self.has_eval_set = warn_without_eval_set(env)
+        self.eval_rows = self._fitting_eval_rows(env)
         self.steps_per_epoch = -(-len(rows) // args.batch_plan.prompts_per_step) * args.num_iterations
-        if args.use_vllm and args.vllm_mode == "server" and args.process_index == 0:
-            self._check_servers()
+
+    def _fitting_eval_rows(self, env: vf.Environment) -> list[Row]:
+        rows = select_eval_rows(EnvironmentRows(env, "eval"), self.args.eval_num_problems)
+        fitting = [row for row in rows if self._fits(row)]
+        if len(fitting) < len(rows):
+            warnings.warn(
+                f"{len(rows) - len(fitting)} of {len(rows)} evaluation prompts are longer than {self.max_prompt_len} "
+                "tokens and are left out.",
+                stacklevel=4,
+            )
+        return fitting
 
     def _max_prompt_length(self) -> int:
         room = self.max_model_len - self.args.max_completion_length
@@ -73,10 +88,24 @@ class Preflight:
         next(PromptStream(rows, self.args.seed, self.args.shuffle_dataset, self._fits))
 
     def _check_servers(self) -> None:
-        needed = min(self.max_prompt_len, self.args.max_prompt_length or 1) + self.args.max_completion_length
+        """Wait for the servers; their context limits the prompts as the model's does."""
+        needed = (self.args.max_prompt_length or 1) + self.args.max_completion_length
         for url in self.args.server_urls:
             wait_for_server(url, self.args.vllm_server_timeout)
-            check_server(url, self.model_name, needed)
+            served = check_server(url, self.model_name, needed)
+            self.served_model_name = served.name
+            self.max_model_len = min(self.max_model_len, served.max_model_len)
+
+
+def warn_without_eval_set(env: vf.Environment) -> bool:
+    """Whether the environment has held-out problems; warns when evaluation has to use training problems."""
+    has_eval_set = isinstance(env, LazyRows) or env.eval_dataset_source is not None
+    if not has_eval_set:
+        warnings.warn(
+            "the environment has no eval_dataset, so evaluations sample TRAINING problems; pass eval_dataset=...",
+            stacklevel=4,
+        )
+    return has_eval_set
 
 
 def warn_about_biased_ratios(args: GRPOConfig) -> None:

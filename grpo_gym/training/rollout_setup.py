@@ -65,7 +65,7 @@ def _build_backend(trainer: GRPOTrainer) -> Backend:
             seed=args.seed,
         )
     common: dict[str, Any] = {
-        "model_name": preflight.model_name,
+        "model_name": preflight.served_model_name,
         "accelerator": trainer.accelerator,
         "request_timeout": args.vllm_request_timeout,
         "canary": Canary(trainer),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import TrainOutput
 
 from grpo_gym.evaluation.accuracy import summarize
 from grpo_gym.reporting.completions import print_completions, write_completions
@@ -31,7 +32,7 @@ from grpo_gym.training.config import GRPOConfig
 from grpo_gym.training.metrics import MetricsBuffer, Reduction, rollout_metrics
 from grpo_gym.training.policy_loss import PolicyLoss
 from grpo_gym.training.preflight import Preflight
-from grpo_gym.training.resume import load_rollout_state, save_rollout_state
+from grpo_gym.training.resume import find_last_checkpoint, load_rollout_state, save_rollout_state
 from grpo_gym.training.rollout_setup import build_rollouts
 from grpo_gym.training.step_batch import StepBatch, make_step_batch
 
@@ -68,9 +69,9 @@ class GRPOTrainer(Trainer):
         self.env = env
         self.preflight = Preflight(model, env, args, processing_class)
         policy = model_loading.load_model(model, args)
-        model_loading.disable_dropout(policy)
         reference = model_loading.make_reference(policy, args.beta, peft_config is not None)
         policy = model_loading.apply_peft(policy, peft_config, args)
+        model_loading.disable_dropout(policy)
         self.policy_loss = PolicyLoss(policy, reference, args)
         self.rollouts: RolloutManager | None = None
         self.last_groups: StepRollouts | None = None
@@ -95,16 +96,13 @@ class GRPOTrainer(Trainer):
     ) -> TrainOutput:
         """Train, evaluate before and after, and save the model to `output_dir`."""
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
-        self.rollouts = build_rollouts(self)
-        try:
+            resume_from_checkpoint = find_last_checkpoint(str(self.args.output_dir))
+        with self._open_rollouts():
             if resume_from_checkpoint:
                 load_rollout_state(self, str(resume_from_checkpoint))
             output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
             if self.args.eval_on_start or self.args.do_eval:
                 self.evaluate()
-        finally:
-            self.rollouts.close()
         self.save_model()
         self.save_state()
         print_where_things_are(self)
@@ -131,17 +129,21 @@ class GRPOTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Sample the fixed held-out problems with the policy as it is now; the same seeds every time."""
-        assert self.rollouts is not None
-        self.rollouts.sync(self.model_wrapped, self.state.global_step)
+        """Sample the fixed held-out problems with the policy as it is now.
+
+        In process the seeds are the same every time, too; a server samples unseeded.
+        """
         params = self.args.sampling_params
         if self.args.eval_temperature is not None:
             params = dataclasses.replace(params, temperature=self.args.eval_temperature)
-        groups = self.rollouts.evaluate(self.preflight.eval_rows, self.args.eval_num_samples, params)
+        with self._open_rollouts() as rollouts:
+            rollouts.sync(self.model_wrapped, self.state.global_step)
+            groups = rollouts.evaluate(self.preflight.eval_rows, self.args.eval_num_samples, params)
         metrics = summarize(groups, self.env.pass_threshold)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         if self.is_world_process_zero():
-            print_evaluation(metrics, self.state.global_step, len(groups), self.args.eval_num_samples)
+            problems = f"{len(groups)} {'held-out' if self.preflight.has_eval_set else 'TRAINING'} problems"
+            print_evaluation(metrics, self.state.global_step, f"{problems} x {self.args.eval_num_samples}")
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -156,13 +158,26 @@ class GRPOTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         save_rollout_state(self)
 
+    @contextlib.contextmanager
+    def _open_rollouts(self) -> Iterator[RolloutManager]:
+        """The rollout side, built when needed and closed by whoever built it."""
+        if self.rollouts is not None and self.rollouts.is_open:
+            yield self.rollouts
+            return
+        self.rollouts = build_rollouts(self)
+        try:
+            yield self.rollouts
+        finally:
+            self.rollouts.close()
+
     # ---- one optimizer step -----------------------------------------------------------------------------
 
     def _current_batch(self, model: nn.Module) -> StepBatch:
         """New rollouts every `num_iterations` steps, the same ones in between."""
-        if self._batch is not None and self.state.global_step % self.args.num_iterations != 0:
-            return self._batch
         assert self.rollouts is not None
+        if self._batch is not None and self.state.global_step % self.args.num_iterations != 0:
+            self.rollouts.sync_seconds = 0.0
+            return self._batch
         self.rollouts.sync(model, self.state.global_step)
         step = self.rollouts.next_step()
         self.use_rollouts(step)

@@ -11,14 +11,20 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-_WRAPPER_PARTS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+_WRAPPER_PARTS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer"}
 
 
 def plain_name(name: str) -> str:
     """The checkpoint's name of a parameter, without what DDP, FSDP, compile and PEFT put around it."""
-    for part in _WRAPPER_PARTS:
-        name = name.replace(part, "")
-    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+    parts = [part for part in name.split(".") if part not in _WRAPPER_PARTS]
+    while parts[0] == "module":
+        parts.pop(0)
+    if parts[:2] == ["base_model", "model"]:
+        parts = parts[2:]
+    if "modules_to_save" in parts:  # followed by the adapter's name
+        position = parts.index("modules_to_save")
+        del parts[position : position + 2]
+    return ".".join(parts)
 
 
 def iter_full_weights(model: nn.Module, bucket_bytes: int = 64 * 2**20) -> Iterator[tuple[str, Tensor]]:
@@ -36,7 +42,8 @@ def iter_full_weights(model: nn.Module, bucket_bytes: int = 64 * 2**20) -> Itera
 
 
 def _is_adapter(name: str) -> bool:
-    return ".lora_" in name or (".modules_to_save." in name and ".original_module." in name)
+    """Whether a parameter has no place of its own in the checkpoint: PEFT's parts, and what it replaced."""
+    return ".lora_" in name or ".original_module." in name
 
 
 def _owner(name: str) -> str:
@@ -55,6 +62,7 @@ def _adapter_parameters(layer: nn.Module | None) -> Iterable[nn.Parameter]:
     return [p for name, p in layer.named_parameters() if "lora_" in name]
 
 
+@torch.no_grad()
 def _merged(name: str, weight: Tensor, lora: dict[str, nn.Module]) -> Tensor:
     # Merged out of place: merging and unmerging in place would round the policy a little at every sync.
     layer = lora.get(_owner(name)) if name.endswith(".base_layer.weight") else None

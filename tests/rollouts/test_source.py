@@ -158,3 +158,12 @@ def test_overlapped_resume_loses_no_prompt(make_source, scripted_sampler):
         trained += [group.example_id for group in resumed.next_step(version).groups]
     # One epoch is 8 prompts: 4 steps of 2 use each of them once.
     assert sorted(trained) == list(range(8))
+
+
+def test_a_dead_server_ends_an_overlapped_step_with_an_error(make_source, scripted_sampler):
+    """Failed groups have no version of their own; they must not be taken for stale ones for ever."""
+    source = make_source(
+        scripted_sampler(lambda prompt, n: RuntimeError("gone")), OverlappedSource, max_staleness=1
+    )
+    with pytest.raises(RuntimeError, match=r"rollouts of the step failed"):
+        source.next_step(5)

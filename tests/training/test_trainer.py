@@ -246,3 +246,27 @@ def test_over_long_prompts_are_left_out_and_counted(tmp_path):
     assert logs(trainer)[-1]["prompts/skipped_too_long"] > 0
     state = json.loads(json.dumps(trainer.preflight.stream.state_dict()))
     assert state["num_skipped"] > 0
+
+
+def test_evaluate_before_and_after_training_and_train_again_on_the_same_environment(tmp_path):
+    env = legs_env()
+    trainer = GRPOTrainer("tiny", env, config(tmp_path, max_steps=1))
+    before = trainer.evaluate()
+    assert trainer.evaluate() == before
+    trainer.train()
+    assert 0.0 <= trainer.evaluate()["eval_accuracy"] <= 1.0
+    again = train(tmp_path / "again", env, max_steps=1)
+    assert again.state.global_step == 1
+
+
+def test_resuming_without_a_checkpoint_says_so(tmp_path):
+    trainer = GRPOTrainer("tiny", legs_env(), config(tmp_path))
+    with pytest.raises(ValueError, match="has no checkpoint"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_an_environment_without_held_out_problems_is_named(tmp_path):
+    data = Dataset.from_dict({"question": ["1+1?", "2+2?"], "answer": ["2", "4"]})
+    env = vf.SingleTurnEnv(dataset=data, rubric=vf.Rubric([lambda completion: 1.0]))
+    with pytest.warns(UserWarning, match="TRAINING problems"):
+        GRPOTrainer("tiny", env, config(tmp_path))
