@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import signal
 import socket
@@ -68,9 +69,13 @@ class ColocatedServer:
         """Start the server and wait until it is healthy.
 
         Raises:
-            RuntimeError: it died; the end of its log is in the message.
+            RuntimeError: it died (the end of its log is in the message), or another server has its port.
             TimeoutError: it was not healthy within `timeout` seconds.
         """
+        if ServerApi(self.base_url).is_healthy():
+            raise RuntimeError(
+                f"another server already answers at {self.base_url}: stop it, or use another port."
+            )
         environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
         # accelerate's variables would make vLLM join the trainer's own process group.
         for name in (
@@ -98,11 +103,11 @@ class ColocatedServer:
             return
         atexit.unregister(self.stop)
         _signal_group(process, signal.SIGTERM)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            _signal_group(process, signal.SIGKILL)
-            process.wait()
+        # Also when it ended by itself: its workers may have outlived it.
+        _signal_group(process, signal.SIGKILL)
+        process.wait()
 
     def __enter__(self) -> Self:
         self.start()

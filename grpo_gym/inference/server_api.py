@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import time
@@ -85,10 +86,15 @@ class ServerApi:
             raise ServerError(
                 f"{self.base_url}{path}: HTTP {error.code}: {_message(error.read())}"
             ) from error
-        except (urllib.error.URLError, TimeoutError, OSError) as error:
+        except (OSError, http.client.HTTPException) as error:  # URLError and TimeoutError are OSErrors
             reason = getattr(error, "reason", error)
-            raise ServerError(f"{self.base_url}{path}: no answer ({reason})") from error
-        return json.loads(text) if text else {}
+            raise ServerError(f"{self.base_url}{path}: no answer ({str(reason).strip()})") from error
+        try:
+            return json.loads(text) if text else {}
+        except ValueError as error:
+            raise ServerError(
+                f"{self.base_url}{path}: the answer is not JSON; is it a vf-vllm server?"
+            ) from error
 
 
 # Servers are addressed directly: a proxy meant for the outside world must not stand in between.

@@ -145,11 +145,11 @@ def trainer_name(unique: str) -> str:
 def _living(trainer: str) -> str | None:
     """The trainer, or None when there is none or it is a dead process of this machine."""
     host, _, pid = trainer.partition("@")[2].rpartition(":")
-    if host != socket.gethostname() or not pid.isdigit():
+    if host != socket.gethostname() or not (pid.isascii() and pid.isdigit()):
         return trainer or None
     try:
         os.kill(int(pid), 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # OverflowError: no process can have this number
         return None
     except PermissionError:
         return trainer
