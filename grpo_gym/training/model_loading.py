@@ -49,7 +49,20 @@ def load_model(model: str | PreTrainedModel, args: GRPOConfig) -> PreTrainedMode
     kwargs.setdefault("dtype", args.torch_dtype or "float32")
     if args.attn_implementation:
         kwargs.setdefault("attn_implementation", args.attn_implementation)
-    return AutoModelForCausalLM.from_pretrained(resolve_model(model), **kwargs)
+    return own_memory(AutoModelForCausalLM.from_pretrained(resolve_model(model), **kwargs))
+
+
+def own_memory(model: PreTrainedModel) -> PreTrainedModel:
+    """Copy CPU weights out of the checkpoint file.
+
+    transformers maps safetensors into memory. If that file is written again during the run (training in the
+    folder the model came from, say), the kernel throws even changed pages away, and the policy silently falls
+    back to the file's weights in the middle of training.
+    """
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
+    return model
 
 
 def apply_peft(model: PreTrainedModel, peft_config: Any | None, args: GRPOConfig) -> Any:

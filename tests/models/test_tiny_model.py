@@ -41,7 +41,7 @@ def leg_counting(tiny_model, tiny_tokenizer):
 
 
 def test_sampled_accuracy_leaves_grpo_room_to_rise(leg_counting):
-    assert 0.25 <= leg_counting.accuracy <= 0.45
+    assert 0.25 <= leg_counting.accuracy <= 0.5
 
 
 def test_worked_answers_are_a_minority_and_nearly_always_right(leg_counting):

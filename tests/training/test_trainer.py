@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -270,3 +271,18 @@ def test_an_environment_without_held_out_problems_is_named(tmp_path):
     env = vf.SingleTurnEnv(dataset=data, rubric=vf.Rubric([lambda completion: 1.0]))
     with pytest.warns(UserWarning, match="TRAINING problems"):
         GRPOTrainer("tiny", env, config(tmp_path))
+
+
+def test_writing_over_the_checkpoint_file_does_not_reach_the_policy(tmp_path):
+    """Seen in a real run: the file was replaced at step 52, and the policy was the untrained one again."""
+    folder = tmp_path / "model"
+    shutil.copytree(TINY_MODEL_PATH, folder)
+    model = model_loading.load_model(str(folder), config(tmp_path))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    expected = {name: p.detach().clone() for name, p in model.named_parameters()}
+    content = (folder / "model.safetensors").read_bytes()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(content)
+    assert all(torch.equal(expected[name], p) for name, p in model.named_parameters())
