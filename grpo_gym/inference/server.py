@@ -29,9 +29,8 @@ from typing import Any
 
 import psutil
 
-from grpo_gym.inference.weight_transfer_guard import GuardSettings
+from grpo_gym.inference.weight_transfer_guard import TOKEN_VARIABLE, GuardSettings
 
-TOKEN_VARIABLE = "VF_VLLM_TOKEN"
 PARENT_VARIABLE = "VF_VLLM_PARENT_PID"
 _EXTENSION = "grpo_gym.inference.weight_transfer.WorkerExtension"
 _MIDDLEWARE = "grpo_gym.inference.weight_transfer_guard.WeightSyncGuard"

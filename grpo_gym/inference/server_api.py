@@ -11,10 +11,9 @@ import urllib.request
 from dataclasses import dataclass
 from typing import Any
 
-from grpo_gym.inference.weight_transfer_guard import TOKEN_HEADER, TRAINER_HEADER
+from grpo_gym.inference.weight_transfer_guard import TOKEN_HEADER, TOKEN_VARIABLE, TRAINER_HEADER
 from grpo_gym.models import resolve_model
 
-TOKEN_VARIABLE = "VF_VLLM_TOKEN"
 API_KEY_VARIABLE = "VLLM_API_KEY"
 """The variable from which vLLM itself takes the key that `--api-key` may also give."""
 _POLL_SECONDS = 0.5

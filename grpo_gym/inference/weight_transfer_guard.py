@@ -25,6 +25,7 @@ from typing import Any, Self
 from grpo_gym import __version__
 
 SETTINGS_VARIABLE = "VF_VLLM_GUARD"
+TOKEN_VARIABLE = "VF_VLLM_TOKEN"
 TOKEN_HEADER, TRAINER_HEADER, FORCE_HEADER = "x-vf-token", "x-vf-trainer", "x-vf-force"
 INIT_PATH, INFO_PATH = "/init_weight_transfer_engine", "/vf_info"
 HOLD_PATH, RELEASE_PATH = "/hold_weights", "/release_weights"

@@ -11,12 +11,12 @@ from dotenv import find_dotenv, load_dotenv
 from transformers import HfArgumentParser, TrainingArguments
 
 from grpo_gym.inference.sampler import SamplingParams
+from grpo_gym.training.advantages import ADVANTAGE_SCALES
 from grpo_gym.training.batch_arithmetic import BatchPlan, plan_batch
 from grpo_gym.training.choices import check_choice
 from grpo_gym.training.losses import CISPO_RATIO_CAP, LOSS_TYPES, resolve_epsilon_high
 from grpo_gym.training.mismatch import MISMATCH_MODES
 
-ADVANTAGE_SCALES = ("group", "batch", "none")
 VLLM_MODES = ("server", "colocate")
 CLIP_RANGES = {"gspo": (3e-4, 4e-4), "cispo": (0.2, CISPO_RATIO_CAP)}
 """`epsilon`, `epsilon_high` where they differ from 0.2 and 0.28 (PPO's and DAPO's clip-higher): GSPO's ratio

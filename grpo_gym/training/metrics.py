@@ -53,7 +53,7 @@ class Reduction:
         """A maximum."""
         self._maxima[name] = max(self._maxima.get(name, float("-inf")), float(value))
 
-    def reduce(self, accelerator: Accelerator, names: Sequence[str] = ()) -> dict[str, float]:
+    def reduce(self, accelerator: Accelerator) -> dict[str, float]:
         """The step's metrics over all ranks; every rank must call it.
 
         Ranks may have seen different metrics (one may have had nothing to train), so the names are

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from grpo_gym import GRPOConfig, GRPOTrainer
 from grpo_gym.inference.server_api import ServerApi, server_logprobs
-from tests.end_to_end.conftest import SERVER_FLAGS, TEXT, mean_difference, model_logprobs
+from tests.end_to_end.conftest import TEXT, mean_difference, model_logprobs
 from tests.training.test_trainer import legs_env
 
 ROOT = Path(__file__).parents[2]
@@ -125,4 +125,8 @@ def test_scripts_run_under_accelerate_with_two_processes(tmp_path):
     ]  # fmt: skip
     run(command)
     assert len(training_log(tmp_path)) == 3
-    assert SERVER_FLAGS
+
+
+def test_an_environment_package_installs_with_vf_install():
+    run(["vf-install", "question_answer", "-p", "environments"], timeout=300)
+    run([sys.executable, "-c", "import question_answer; question_answer.load_environment"])
