@@ -91,4 +91,4 @@ def _failure(phase: str, failures: Sequence[tuple[Task, Exception]]) -> WeightSy
     reasons = sorted((task.side, task.url, str(error)) for task, error in failures)
     text = "; ".join(f"{side} ({url}): {reason}" for side, url, reason in reasons)
     advice = "" if phase in ("connect", "pause") else RESTART_ADVICE
-    return WeightSyncError(f"weight sync, phase '{phase}': {text}.{advice}")
+    return WeightSyncError(f"weight sync, phase '{phase}': {text.rstrip('.')}.{advice}")

@@ -32,6 +32,7 @@ class Canary:
         on_gpu = trainer.args.device.type == "cuda"
         self.tolerance = (0.15 if on_gpu else 0.02) if tolerance is None else tolerance
         self.last_difference = 0.0
+        self._sizes: dict[str, int] = {}
 
     def __call__(self, url: str, model: Any) -> None:
         """Raise `WeightSyncError` when the mean absolute difference is above `vllm_canary_tolerance`."""
@@ -40,10 +41,17 @@ class Canary:
             return
         # The request waits behind the rollouts that the server kept during the sync.
         timeout = self._trainer.args.vllm_request_timeout
-        theirs = server_logprobs(
-            url, self._trainer.preflight.served_model_name, self.token_ids, timeout=timeout
-        )
-        self.last_difference = check_canary(theirs, ours, self.tolerance)
+        name = self._trainer.preflight.served_model_name
+        for rank in self._replicas(url):
+            theirs = server_logprobs(url, name, self.token_ids, data_parallel_rank=rank, timeout=timeout)
+            self.last_difference = check_canary(theirs, ours, self.tolerance)
+
+    def _replicas(self, url: str) -> Sequence[int | None]:
+        """Data-parallel ranks of a server, each of which must have the new weights; None: it has but one."""
+        if url not in self._sizes:
+            self._sizes[url] = data_parallel_size(url)
+        size = self._sizes[url]
+        return range(size) if size > 1 else [None]
 
     @torch.no_grad()
     def trainer_logprobs(self, model: Any) -> list[float]:
