@@ -6,11 +6,12 @@ nats), so a sync counts as done only when the log-probs agree.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from grpo_gym.inference.server_api import server_logprobs
+from grpo_gym.inference.server_api import data_parallel_size, server_logprobs
 from grpo_gym.inference.weight_sync import check_canary
 from grpo_gym.training.logprobs import completion_logprobs
 from grpo_gym.training.packing import PackInput, pack_groups
