@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "train an experiment, or show what it would do (--dry-run)",
     "tasks": "list the Reasoning Gym tasks, or show one",
     "doctor": "check this machine: versions, GPUs, limits, memory",
+    "completion": "print a completion script for bash, zsh or tcsh",
 }
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 

@@ -148,7 +148,7 @@ def _task_arguments(data: DataSection) -> dict[str, Any]:
     if data.think is not None:
         arguments["parser_fields"] = ("think", "answer") if data.think else ("answer",)
     gym = [
-        {"name": name, "weight": task.weight, "config": task.config}
+        {"name": name, "weight": task.weight, "config": task.config, "level": task.level}
         for name, task in (data.tasks or {}).items()
     ]
     return {"gym": gym, **arguments, **data.env_args}

@@ -13,6 +13,8 @@ _SHORTHAND = {"model": "model_name_or_path", "data": "tasks"}
 _LOGGING_NAMES = frozenset(
     {"report_to", "run_name", "log_completions", "log_completions_steps", "num_completions_to_print"}
 )
+# TRL has these in its ModelConfig; here they are settings of `training`, and may be written under `model` too.
+_MODEL_NAMES = frozenset({"torch_dtype", "attn_implementation"})
 FIXED_EVAL_STEPS = "fixed_eval_steps"
 
 
@@ -47,7 +49,7 @@ def _moves(tree: Tree, key: str) -> list[tuple[KeyPath, KeyPath]]:
 
 
 def _target_in_section(section: str, name: str) -> KeyPath:
-    """Where `section.name` is kept: keys of eval and logging that belong to training go there."""
+    """Where `section.name` is kept: keys of eval, logging and model that belong to training go there."""
     training = section_fields()["training"]
     if name == FIXED_EVAL_STEPS and section == "eval":
         return ("training", FIXED_EVAL_STEPS)
@@ -58,6 +60,8 @@ def _target_in_section(section: str, name: str) -> KeyPath:
             f"logging_{name}",
             *([name] if name in _LOGGING_NAMES or name.startswith("logging_") else []),
         ]
+    elif section == "model":
+        candidates = [name] if name in _MODEL_NAMES else []
     else:
         candidates = []
     found = [candidate for candidate in candidates if candidate in training]

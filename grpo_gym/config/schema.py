@@ -48,6 +48,11 @@ class TaskEntry(Section):
 
     weight: float = Field(default=1.0, gt=0, description="How often it is drawn, relative to the others.")
     config: dict[str, Any] = Field(default_factory=dict, description="The task's own settings.")
+    level: int | list[int] | None = Field(
+        default=None,
+        description="Difficulty from Reasoning Gym's curriculum; a list goes through the levels along the dataset "
+        "(a curriculum with training.shuffle_dataset: false). `config` goes before it.",
+    )
 
 
 class DatasetEntry(Section):

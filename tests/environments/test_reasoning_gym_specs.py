@@ -1,8 +1,11 @@
 """What the user may ask for, and what is said when it cannot be had."""
 
+import json
 import re
 
 import pytest
+import reasoning_gym_tasks
+from reasoning_gym.factory import CURRICULA
 from reasoning_gym_tasks.entries import decode_entry, encode_entry
 from reasoning_gym_tasks.guards import is_safe_answer
 from reasoning_gym_tasks.parser import StrictXMLParser, last_closed
@@ -154,3 +157,37 @@ def test_format_is_all_or_nothing(fields, text, reward):
 def test_a_parser_without_the_answer_tag_is_refused():
     with pytest.raises(ValueError, match="lack 'answer'"):
         StrictXMLParser(["think"])
+
+
+def test_levels_are_those_of_reasoning_gyms_curriculum():
+    env = reasoning_gym_tasks.load_environment([{"name": "leg_counting", "level": 4}], num_train_examples=40)
+    difficulty = [json.loads(env.row(i)["info"]["difficulty"]) for i in range(40)]
+    curriculum = CURRICULA["leg_counting"]()
+    curriculum.set_global_level(4)
+    settings = curriculum.generate_configuration()
+    assert {d["num_animals"][1] for d in difficulty} == {settings.max_animals} == {5}
+    assert {d["num_instances"][1] for d in difficulty} == {settings.max_instances}
+
+
+def test_a_list_of_levels_makes_the_split_harder_and_harder():
+    gym = [{"name": "leg_counting", "level": [0, 2, 5], "config": {"max_instances": 9}}]
+    env = reasoning_gym_tasks.load_environment(gym, num_train_examples=9, num_eval_examples=3)
+    difficulty = [json.loads(env.row(i)["info"]["difficulty"]) for i in range(9)]
+    assert [d["num_animals"][1] for d in difficulty] == [1, 1, 1, 3, 3, 3, 6, 6, 6]
+    assert {d["num_instances"][1] for d in difficulty} == {9}
+    assert json.loads(env.row(2, "eval")["info"]["difficulty"])["num_animals"][1] == 6
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        ({"name": "leg_counting", "level": 99}, "task 'leg_counting' has the levels 0 to 35, not 99"),
+        ({"name": "leg_counting", "level": []}, "empty list"),
+        ({"name": "composite", "level": 1}, "not a task by itself"),
+        ({"name": "list_functions", "level": 1}, "has no difficulty levels; set its config instead"),
+        ({"name": "rubiks_cube", "level": 4}, "refuses its config"),
+    ],
+)
+def test_levels_that_a_task_does_not_have(member, message):
+    with pytest.raises(ValueError, match=message):
+        reasoning_gym_tasks.load_environment([member])

@@ -1,4 +1,7 @@
-"""A split: entries of one or more tasks, made when asked for, the same for the same seed and index."""
+"""A split: entries of one or more tasks, made when asked for, the same for the same seed and index.
+
+Tasks with several levels get harder along the split, which is a curriculum when the split is not shuffled.
+"""
 
 from __future__ import annotations
 
@@ -60,8 +63,9 @@ class TaskMixture:
         self.seed = seed
         self._num_rows = num_rows
         self._cache_size = cache_size
+        self._stages = [spec.stages() for spec in self.specs]
         self._cumulative_weights = list(itertools.accumulate(spec.weight for spec in self.specs))
-        self._blocks: OrderedDict[tuple[int, int], ProceduralDataset] = OrderedDict()
+        self._blocks: OrderedDict[tuple[int, int, int], ProceduralDataset] = OrderedDict()
         self._entries: OrderedDict[int, Entry] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -97,10 +101,14 @@ class TaskMixture:
         """The task that entry `index` belongs to."""
         return self.specs[self.member_at(index)]
 
+    def stage_at(self, index: int) -> int:
+        """How far entry `index` is through the levels of its task; 0 for a task with one."""
+        return index * len(self._stages[self.member_at(index)]) // self._num_rows
+
     def scorer_at(self, index: int) -> ProceduralDataset:
         """A Reasoning Gym dataset with the settings of entry `index`, for its `score_answer`."""
         with self._lock:
-            return self._block(self.member_at(index), 0)
+            return self._block(self.member_at(index), self.stage_at(index), 0)
 
     def score_answer(self, answer: str | None, entry: Entry) -> float:
         """Reasoning Gym's own score of an answer to one of this split's entries, as in its datasets."""
@@ -108,24 +116,24 @@ class TaskMixture:
             i for i, spec in enumerate(self.specs) if spec.name == entry["metadata"]["source_dataset"]
         )
         with self._lock:
-            dataset = self._block(member, 0)
+            dataset = self._block(member, 0, 0)
         return float(dataset.score_answer(answer, entry))
 
     def _generate(self, index: int) -> Entry:
         member = self.member_at(index)
         name = self.specs[member].name
         block, offset = divmod(index, _block_size(name))
-        dataset = self._block(member, block)
+        dataset = self._block(member, self.stage_at(index), block)
         with _seeded_globals(self.seed + index) if name in _GLOBAL_RNG_TASKS else contextlib.nullcontext():
             return dataset[offset]
 
-    def _block(self, member: int, block: int) -> ProceduralDataset:
-        key = (member, block)
+    def _block(self, member: int, stage: int, block: int) -> ProceduralDataset:
+        key = (member, stage, block)
         if key not in self._blocks:
             spec = self.specs[member]
             size = _block_size(spec.name)
             self._blocks[key] = reasoning_gym.create_dataset(
-                spec.name, **spec.config, size=size, seed=self.seed + block * size
+                spec.name, **self._stages[member][stage], size=size, seed=self.seed + block * size
             )
             _trim(self._blocks, _MAX_OPEN_BLOCKS)
         self._blocks.move_to_end(key)

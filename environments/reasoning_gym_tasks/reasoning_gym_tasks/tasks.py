@@ -12,6 +12,8 @@ from typing import Any
 import reasoning_gym  # noqa: F401  (importing it registers the tasks)
 from reasoning_gym.factory import DATASETS
 
+from reasoning_gym_tasks.levels import Level, stages
+
 GymSpec = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
 
 # `composite` is Reasoning Gym's own mix and needs members; here a list of tasks is the mix.
@@ -32,11 +34,20 @@ _RESERVED_FIELDS = {"seed": "seed / eval_seed", "size": "num_train_examples / nu
 
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
-    """One member of a mix: a task, how often it is drawn, and its own settings."""
+    """One member of a mix: a task, how often it is drawn, its own settings, and its difficulty."""
 
     name: str
     weight: float = 1.0
     config: dict[str, Any] = field(default_factory=dict)
+    level: Level = None
+
+    def stages(self) -> tuple[dict[str, Any], ...]:
+        """Its settings along a split: one, or as many as there are levels.
+
+        Raises:
+            ValueError: the task does not have this level.
+        """
+        return stages(self.name, self.level, self.config)
 
 
 def task_names() -> list[str]:
@@ -72,13 +83,14 @@ def _parse_member(member: str | Mapping[str, Any]) -> TaskSpec:
         return TaskSpec(member)
     if not isinstance(member, Mapping) or "name" not in member:
         raise ValueError(
-            f"each task is a name or {{'name': ..., 'weight': ..., 'config': ...}}, not {member!r}."
+            f"each task is a name or {{'name': ..., 'weight': ..., 'config': ..., 'level': ...}}, not {member!r}."
         )
     known = [f.name for f in dataclasses.fields(TaskSpec)]
     for key in member:
         if key not in known:
             raise ValueError(f"unknown key '{key}' beside task '{member['name']}'{_hint(key, known)}.")
-    return TaskSpec(member["name"], member.get("weight", 1.0), dict(member.get("config") or {}))
+    config = dict(member.get("config") or {})
+    return TaskSpec(member["name"], member.get("weight", 1.0), config, member.get("level"))
 
 
 def _checked(spec: TaskSpec) -> TaskSpec:
@@ -116,14 +128,15 @@ def _check_config(spec: TaskSpec) -> None:
             raise ValueError(f"'{key}' is not a setting of a task here; use {_RESERVED_FIELDS[key]}.")
         if key not in fields:
             raise ValueError(f"Reasoning Gym task '{spec.name}' has no setting '{key}'{_hint(key, fields)}.")
-    try:
-        config = config_class(**spec.config)
-        if hasattr(config, "validate"):
-            config.validate()
-    except (AssertionError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"Reasoning Gym task '{spec.name}' refuses its config {spec.config}: {error}"
-        ) from error
+    for settings in spec.stages():
+        try:
+            config = config_class(**settings)
+            if hasattr(config, "validate"):
+                config.validate()
+        except (AssertionError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"Reasoning Gym task '{spec.name}' refuses its config {settings}: {error}"
+            ) from error
 
 
 def _hint(word: str, known: Iterable[str]) -> str:
