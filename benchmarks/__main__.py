@@ -5,7 +5,17 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-NAMES = ("train_step", "end_to_end", "rollout_overhead", "scaling", "startup")
+NAMES = (
+    "train_step",
+    "end_to_end",
+    "overlap",
+    "rollout_overhead",
+    "weight_sync",
+    "scaling",
+    "startup",
+    "plan_check",
+    "parts",
+)
 
 
 def main(argv: list[str]) -> None:

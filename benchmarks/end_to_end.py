@@ -1,16 +1,18 @@
-"""Whole training runs on a CPU, in process: this `GRPOTrainer` against TRL's, same prompts and rewards.
+"""Whole training runs on a CPU: this `GRPOTrainer` against TRL's, same prompts and rewards.
 
-python -m benchmarks end_to_end                       # the embedded model
+python -m benchmarks end_to_end                       # the embedded model, in process
 python -m benchmarks end_to_end --model smollm2 --rounds 5 --steps 3
+python -m benchmarks end_to_end --server              # and this trainer with a vf-vllm on half of the cores
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,13 @@ from reasoning_gym.utils import SYSTEM_PROMPTS
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from benchmarks.harness import Pairs, Result, Spread, say
+from benchmarks.real_server import real_server, split_cores, this_process_on
 from grpo_gym.models import resolve_model
 
 ANIMALS = {"min_animals": 1, "max_animals": 3, "min_instances": 1, "max_instances": 5}
 BAR = 0.6
+MAX_MODEL_LEN = 640
+LABELS = {"ours": "GRPO-Gym", "trl": "TRL", "ours_server": "GRPO-Gym with vf-vllm"}
 
 
 @dataclass(slots=True)
@@ -77,6 +82,9 @@ class StepClock(TrainerCallback):  # type: ignore[misc]
             self.run.tokens.append(float(logs.get("completions/mean_length", float("nan"))))
 
 
+RunProgram = Callable[[argparse.Namespace, int], Run]
+
+
 def parse_args(argv: list[str]) -> argparse.Namespace:
     """The options of `end_to_end`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks end_to_end")
@@ -89,6 +97,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--max-completion-length", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--server", action="store_true", help="also run this trainer with a vf-vllm server")
     parser.add_argument("--name", help="name of the result files")
     parser.add_argument("--folder", type=Path, help="where result files go")
     return parser.parse_args(argv)
@@ -98,29 +107,45 @@ def main(argv: list[str]) -> None:
     """Alternate runs of both trainers; results are written after every round."""
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
-    programs = {"ours": run_ours, "trl": run_trl}
-    runs: dict[str, list[Run]] = {name: [] for name in programs}
     name = args.name or ("end_to_end" if args.model == "tiny" else f"end_to_end_{Path(args.model).name}")
-    for seed in range(args.rounds):
-        for program in sorted(programs, reverse=seed % 2 == 1):
-            runs[program].append(programs[program](args, seed))
-            gc.collect()
-        say(
-            f"round {seed}: " + ", ".join(f"{n} {r[-1].seconds_per_step:.2f} s/step" for n, r in runs.items())
-        )
-        summarize(Result(name, ["end_to_end", *argv], notes=_notes(args)), runs, args)
+    name += "_server" if args.server and not args.name else ""
+    with all_programs(args) as programs:
+        runs: dict[str, list[Run]] = {program: [] for program in programs}
+        for seed in range(args.rounds):
+            for program in sorted(programs, reverse=seed % 2 == 1):
+                runs[program].append(programs[program](args, seed))
+                gc.collect()
+            say(f"round {seed}: " + ", ".join(f"{n} {r[-1].seconds_per_step:.2f}" for n, r in runs.items()))
+            summarize(Result(name, ["end_to_end", *argv], notes=_notes(args)), runs, args)
 
 
-def run_ours(args: argparse.Namespace, seed: int) -> Run:
-    """A run of this trainer."""
+@contextlib.contextmanager
+def all_programs(args: argparse.Namespace) -> Iterator[dict[str, RunProgram]]:
+    """What is compared, by name; a server runs as long as the context where one is asked for."""
+    programs: dict[str, RunProgram] = {"ours": run_ours, "trl": run_trl}
+    if not args.server:
+        yield programs
+        return
+    server_cores, trainer_cores = split_cores()
+    with real_server(resolve_model(args.model), MAX_MODEL_LEN, server_cores) as server:
+
+        def run_with_server(args: argparse.Namespace, seed: int) -> Run:
+            with this_process_on(trainer_cores):
+                return run_ours(args, seed, use_vllm=True, vllm_server_base_url=server.base_url)
+
+        yield {**programs, "ours_server": run_with_server}
+
+
+def run_ours(args: argparse.Namespace, seed: int, **settings: Any) -> Run:
+    """A run of this trainer; `settings` say where its rollouts come from when not from this process."""
     from grpo_gym import GRPOConfig, GRPOTrainer
 
     clock = StepClock()
-    env = vf.SingleTurnEnv(dataset=questions(seed), rubric=vf.Rubric([_env_reward]))
+    env = vf.SingleTurnEnv(dataset=questions(seed), rubric=vf.Rubric([env_reward]))
     with tempfile.TemporaryDirectory() as folder:
         config = GRPOConfig(
             eval_on_start=False, log_completions=False, importance_sampling_mode="none",
-            **_shared_settings(args, seed, folder),
+            **_shared_settings(args, seed, folder), **settings,
         )  # fmt: skip
         model, tokenizer = _load(args.model)
         GRPOTrainer(model, env, config, processing_class=tokenizer, callbacks=[clock]).train()
@@ -160,7 +185,8 @@ def score(text: str, answer: str) -> float:
     return float(correct) + 0.1 * sum(c.isalpha() for c in text) / max(1, len(text))
 
 
-def _env_reward(completion: vf.Messages, answer: str) -> float:
+def env_reward(completion: vf.Messages, answer: str) -> float:
+    """`score` as a Verifiers reward function."""
     message: Any = completion[-1]
     content = message["content"] if isinstance(message, dict) else message.content
     return score(str(content), answer)
@@ -218,7 +244,11 @@ def summarize(result: Result, runs: dict[str, list[Run]], args: argparse.Namespa
     shares = [a / b for a, b in zip(pairs.ours, pairs.theirs, strict=True)]
     result.figures = Spread.of(shares).figures("seconds_per_step_over_trl")
     result.figures |= pairs.speed_ratio.figures("speed_ratio")
-    deadlines = [min(a.seconds[-1], b.seconds[-1]) for a, b in zip(*runs.values(), strict=True)]
+    if "ours_server" in seconds:
+        for other, label in (("trl", "trl"), ("ours", "in_process")):
+            server = Pairs(seconds[other], seconds["ours_server"]).speed_ratio
+            result.figures |= server.figures(f"seconds_per_step_server_over_{label}")
+    deadlines = [min(run.seconds[-1] for run in each) for each in zip(*runs.values(), strict=True)]
     for name, each in runs.items():
         rewards = [run.reward_before(deadline) for run, deadline in zip(each, deadlines, strict=True)]
         tokens = [t for run in each for t in run.tokens]
@@ -237,7 +267,7 @@ def _row(
     name: str, seconds: Sequence[float], rewards: Sequence[float], tokens: Sequence[float]
 ) -> dict[str, Any]:
     return {
-        "program": {"ours": "GRPO-Gym", "trl": "TRL"}[name],
+        "program": LABELS[name],
         "seconds per step": str(Spread.of(seconds)),
         "reward at equal seconds": str(Spread.of(rewards)),
         "mean completion tokens": sum(tokens) / max(1, len(tokens)),
@@ -245,18 +275,24 @@ def _row(
 
 
 def _notes(args: argparse.Namespace) -> list[str]:
+    server = [
+        "ours_server: a vf-vllm on half of the cores, the trainer on the other half, rollouts of the next step while "
+        "this one trains. TRL's server mode cannot run on a CPU: its client sends weights over NCCL only and "
+        "refuses another device (`VLLMClient.init_communicator`)."
+    ]
     return [
         f"{args.model}, float32, leg_counting; {args.completions} completions per step in groups of "
         f"{args.group_size}, at most {args.max_completion_length} tokens; {args.rounds} interleaved pairs of "
         f"runs of {args.steps} steps, a seed each; the first step of a run is not timed.",
         "A step is rollouts, rewards, loss, backward and optimizer. TRL generates with transformers' "
         "`generate`, its default without vLLM; bf16 and gradient checkpointing are off in both.",
-        "Reward at equal seconds: mean of the last three steps that ended when the faster run was done.",
+        "Reward at equal seconds: mean of the last three steps that ended when the fastest run was done.",
+        *(server if args.server else []),
     ]
 
 
 def _plot(axes: Any, runs: dict[str, list[Run]]) -> None:
-    for (name, each), color in zip(runs.items(), ("C0", "C1"), strict=True):
+    for (name, each), color in zip(runs.items(), ("C0", "C1", "C2"), strict=False):
         for index, run in enumerate(each):
             axes.plot(run.seconds, run.rewards, color=color, alpha=0.7, label=None if index else name)
     axes.set_xlabel("seconds of training")

@@ -71,9 +71,9 @@ def measure(request: MemoryRequest) -> float:
         torch.cuda.reset_peak_memory_stats()
         program.step(groups)
         return (torch.cuda.max_memory_allocated() - baseline) / 2**20
-    baseline_kib = _reset_high_water_mark()
+    baseline_mib = reset_high_water_mark()
     program.step(groups)
-    return (_status_kib("VmHWM") - baseline_kib) / 2**10
+    return high_water_mark_mib() - baseline_mib
 
 
 def release_memory() -> None:
@@ -84,11 +84,16 @@ def release_memory() -> None:
         trim(0)
 
 
-def _reset_high_water_mark() -> int:
-    """Give freed memory back, reset the mark, and return the resident KiB."""
+def reset_high_water_mark() -> float:
+    """Give freed memory back, reset the mark of resident memory, and return the resident MiB."""
     release_memory()
     Path("/proc/self/clear_refs").write_text("5")
-    return _status_kib("VmRSS")
+    return _status_kib("VmRSS") / 2**10
+
+
+def high_water_mark_mib() -> float:
+    """The most resident MiB since the mark was reset."""
+    return _status_kib("VmHWM") / 2**10
 
 
 def _status_kib(name: str) -> int:

@@ -1,6 +1,7 @@
-"""Rollouts per second through environment and `RolloutEngine` when tokens cost nothing.
+"""What environment and `RolloutEngine` cost: rollouts per second when tokens cost nothing, and the share of a real
+server's tokens per second that arrives through them.
 
-python -m benchmarks rollout_overhead            # in-process sampler, stub server, stock client, in turn
+python -m benchmarks rollout_overhead            # stub server, then a real vf-vllm against bare clients
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ import verifiers as vf
 from datasets import Dataset
 from transformers import AutoTokenizer
 
+from benchmarks.bare_client import make_ways
 from benchmarks.harness import Result, Spread, say
 from benchmarks.provenance import ROOT
+from benchmarks.real_server import model_folder, real_server, split_cores, this_process_on
+from benchmarks.shapes import MODEL_NAMES
 from benchmarks.zero_latency import COMPLETION_TOKENS, ZeroLatencySampler
 from grpo_gym.inference.sampler import Sampler, SamplingParams
 from grpo_gym.inference.vllm_client import VLLMSampler
@@ -35,6 +39,7 @@ from grpo_gym.rollouts.engine import RolloutEngine
 
 Measure = Callable[[], "Rate"]
 BAR = 500.0
+SHARE_BAR = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,9 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=128, help="groups per measurement")
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--real-model", default="smollm2-135m", help="served by vf-vllm; none leaves it out")
+    parser.add_argument("--real-layers", type=int, default=4, help="of a shape; the vocabulary in proportion")
+    parser.add_argument("--real-prompts", type=int, default=16, help="groups per measurement, all in flight")
     parser.add_argument("--folder", type=Path, help="where result files go")
     return parser.parse_args(argv)
 
@@ -71,27 +79,74 @@ def main(argv: list[str]) -> None:
     """Measure the ways in turn, `repeats` times."""
     args = parse_args(argv)
     result = Result("rollout_overhead", ["rollout_overhead", *argv], notes=_notes(args))
+    rates = stub_rates(args)
+    add_stub_rates(result, rates)
+    if args.real_model != "none":
+        throughputs = real_throughputs(args)
+        add_throughputs(result, throughputs)
+    result.write(lambda axes: _plot(axes, rates), args.folder)
+
+
+def stub_rates(args: argparse.Namespace) -> dict[str, list[Rate]]:
+    """Rates of every way against samplers that answer at once, by name; this process on one core."""
     rates: dict[str, list[Rate]] = {}
-    with stub_server() as url, ways(url, args) as measures:
-        cores = pin_to_one_core()
+    core = {min(os.sched_getaffinity(0))} if hasattr(os, "sched_getaffinity") else None
+    with stub_server() as url, ways(url, args) as measures, this_process_on(core):
         for repeat in range(-1, args.repeats):  # round -1 warms up
             for name, measure in measures.items():
                 rate = measure()
                 if repeat >= 0:
                     rates.setdefault(name, []).append(rate)
+    return rates
+
+
+def add_stub_rates(result: Result, rates: dict[str, list[Rate]]) -> None:
+    """Figures and rows of `stub_rates`."""
     for name, values in rates.items():
         core, clock = (Spread.of([getattr(v, k) for v in values]) for k in ("by_core", "by_clock"))
         say(f"{name}: {core} rollouts per core second, {clock} per second")
         result.figures |= core.figures(f"rollouts_per_core_second_{name}")
         result.figures |= clock.figures(f"rollouts_per_second_{name}")
-        result.rows.append(
-            {"way": name, "rollouts/s of one core": str(core), "rollouts/s": str(clock), "bar": BAR}
-        )
-    result.details = {
-        "rates": {name: [asdict(value) for value in values] for name, values in rates.items()},
-        "pinned_to_one_core": cores,
-    }
-    result.write(lambda axes: _plot(axes, rates), args.folder)
+        row = {"way": name, "rollouts/s of one core": str(core), "rollouts/s": str(clock), "bar": BAR}
+        result.rows.append({**row, "tokens/s": "", "share of bare": ""})
+    result.details["rates"] = {name: [asdict(value) for value in values] for name, values in rates.items()}
+
+
+def real_throughputs(args: argparse.Namespace) -> dict[str, list[float]]:
+    """Tokens per second of a real vf-vllm, by way; server and clients on half of the cores each."""
+    server_cores, client_cores = split_cores()
+    found: dict[str, list[float]] = {}
+    layers = args.real_layers if args.real_model in MODEL_NAMES else None
+    with (
+        model_folder(args.real_model, layers) as path,
+        real_server(path, 640, server_cores) as server,
+        this_process_on(client_cores),
+        contextlib.closing(make_engine(VLLMSampler([server.base_url], model=path))) as engine,
+    ):
+        params = SamplingParams(max_tokens=COMPLETION_TOKENS)
+        measures = make_ways(engine, server.base_url, path, args.real_prompts, args.group_size, params)
+        for repeat in range(-1, args.repeats):
+            names = sorted(measures, reverse=repeat % 2 == 1)
+            found_now = {name: measures[name]() for name in names}
+            say(f"tokens per second of a real server: {found_now}")
+            if repeat >= 0:
+                for name, value in found_now.items():
+                    found.setdefault(name, []).append(value)
+    return found
+
+
+def add_throughputs(result: Result, throughputs: dict[str, list[float]]) -> None:
+    """Figures and rows of `real_throughputs`: shares are taken round by round."""
+    for name, values in throughputs.items():
+        rate = Spread.of(values)
+        share = Spread.of([a / b for a, b in zip(throughputs["environment"], values, strict=True)])
+        result.figures |= rate.figures(f"tokens_per_second_{name}")
+        row = {"way": f"vf-vllm, {name}", "rollouts/s of one core": "", "rollouts/s": "", "bar": ""}
+        if name != "environment":
+            result.figures |= share.figures(f"environment_share_of_{name}")
+            row["bar"] = f"environment at {SHARE_BAR:.0%} of it"
+        result.rows.append({**row, "tokens/s": str(rate), "share of bare": str(share)})
+    result.details["tokens_per_second"] = throughputs
 
 
 @contextlib.contextmanager
@@ -214,16 +269,6 @@ def _wait_until_up(url: str, process: subprocess.Popen[bytes]) -> None:
     raise RuntimeError("the stub server did not answer within 30 s")
 
 
-def pin_to_one_core() -> bool:
-    """Keep all threads of this process on one core."""
-    if not hasattr(os, "sched_setaffinity"):
-        return False
-    core = {min(os.sched_getaffinity(0))}
-    for thread in os.listdir("/proc/self/task"):
-        os.sched_setaffinity(int(thread), core)
-    return True
-
-
 def _notes(args: argparse.Namespace) -> list[str]:
     return [
         f"{args.prompts} groups of {args.group_size} per measurement, up to 512 rollouts in flight, "
@@ -232,6 +277,10 @@ def _notes(args: argparse.Namespace) -> list[str]:
         "in_process: environment, chat template, scoring and RolloutEngine without any network.",
         "stub_server: the same with the trainer's HTTP client against a server that answers at once.",
         "stub_server_stock_client: Verifiers' own client and environment alone, without RolloutEngine.",
+        f"vf-vllm: {args.real_model} ({args.real_layers} layers of a shape, random weights), "
+        f"{args.real_prompts * args.group_size} requests at once, server and clients on half of the cores each. "
+        "environment: SingleTurnEnv, scoring and RolloutEngine; bare_openai: OpenAI's client on /v1/completions; "
+        "bare_aiohttp: post and parse, nothing else. share of bare: environment over that way, round by round.",
     ]
 
 

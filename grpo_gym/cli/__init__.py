@@ -18,7 +18,13 @@ from grpo_gym import __version__
 
 COMMANDS = {
     "train": "train an experiment, or show what it would do (--dry-run)",
+    "eval": "evaluate a model on datasets in categories; goes on where it was stopped",
+    "compare": "compare two evaluations of the same problems",
+    "report": "write one HTML file that shows a run",
     "tasks": "list the Reasoning Gym tasks, or show one",
+    "plan": "predict memory and speed on N GPUs, and the best split of them",
+    "slurm": "write an sbatch script: servers on some GPUs, trainers on the others",
+    "export": "turn any checkpoint into one Hugging Face folder",
     "doctor": "check this machine: versions, GPUs, limits, memory",
     "completion": "print a completion script for bash, zsh or tcsh",
 }
@@ -27,7 +33,7 @@ EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
-    args = make_parser(sys.argv[1:] if argv is None else argv).parse_args(argv)
+    args = parse(sys.argv[1:] if argv is None else argv)
     if args.command is None:
         make_parser([]).print_help()
         return EXIT_USAGE
@@ -40,6 +46,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (head, less) has seen enough; keep Python from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The parsed command line; overrides (key=value) may also stand after options."""
+    parser = make_parser(argv)
+    args, rest = parser.parse_known_args(argv)
+    overrides = [word for word in rest if "=" in word and not word.startswith("-")]
+    if rest and (len(overrides) < len(rest) or not hasattr(args, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides += overrides
+    return args
 
 
 def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:

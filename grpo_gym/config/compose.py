@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,27 @@ from grpo_gym.config.tree import Tree, Values, merge, parse_scalar, read_tree
 COMMAND_LINE = "command line"
 
 
-def compose(path: Path, overrides: Sequence[str] = ()) -> Tree:
+Normalize = Callable[[Tree], Tree]
+
+
+def compose(path: Path, overrides: Sequence[str] = (), normalize: Normalize = normalize) -> Tree:
     """The tree of a file, everything it builds on, and the overrides, with interpolations resolved.
+
+    Args:
+        path: the file.
+        overrides: `key=value`, as on the command line.
+        normalize: brings what one file or override says into the form that is merged.
 
     Raises:
         ConfigError: anything that cannot be read, merged or resolved.
     """
-    tree = load_with_bases(path)
+    tree = load_with_bases(path, normalize=normalize)
     for override in overrides:
         tree = merge(tree, normalize(override_tree(override)))
     return Tree(resolve_interpolations(tree), tree.origins)
 
 
-def load_with_bases(path: Path, above: tuple[Path, ...] = ()) -> Tree:
+def load_with_bases(path: Path, above: tuple[Path, ...] = (), normalize: Normalize = normalize) -> Tree:
     """The file merged over its `_base_` files, which are merged in the order they are listed."""
     resolved = path.expanduser().resolve()
     if resolved in above:
@@ -43,7 +51,7 @@ def load_with_bases(path: Path, above: tuple[Path, ...] = ()) -> Tree:
             raise ConfigError.at(
                 own.origins, (BASE_KEY,), f"no file '{base}' beside {path} (paths are relative to it)."
             )
-        tree = merge(tree, load_with_bases(base_path, (*above, resolved)))
+        tree = merge(tree, load_with_bases(base_path, (*above, resolved), normalize))
     normalized = normalize(own)
     _anchor_paths(normalized, path.parent)
     return merge(tree, normalized)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +57,27 @@ def validate(tree: Tree) -> Experiment:
     try:
         return experiment_model().model_validate(tree.values)
     except ValidationError as error:
-        lines: dict[KeyPath, str] = {}
-        for problem in error.errors():
-            path = tuple(str(part) for part in problem["loc"])
-            known = _longest_known(path, tree)
-            # A union reports one problem per member, for the same key: the first says it.
-            lines.setdefault(known, str(ConfigError.at(tree.origins, known, _message(path, problem))))
-        raise ConfigError("\n".join(lines.values())) from error
+        raise validation_error(error, tree) from error
+
+
+def validation_error(
+    error: ValidationError, tree: Tree, suggestion: Callable[[KeyPath], str] | None = None
+) -> ConfigError:
+    """Pydantic's findings, one line each, with file and line.
+
+    Args:
+        error: what pydantic raised for `tree.values`.
+        tree: where the values come from.
+        suggestion: of an unknown key, what may have been meant ("; did you mean ...?", or "").
+    """
+    lines: dict[KeyPath, str] = {}
+    for problem in error.errors():
+        path = tuple(str(part) for part in problem["loc"])
+        known = _longest_known(path, tree)
+        message = _message(path, problem, suggestion or _suggestion)
+        # A union reports one problem per member, for the same key: the first says it.
+        lines.setdefault(known, str(ConfigError.at(tree.origins, known, message)))
+    return ConfigError("\n".join(lines.values()))
 
 
 def check_tasks(experiment: Experiment, tree: Tree) -> None:
@@ -96,9 +110,9 @@ def _longest_known(path: KeyPath, tree: Tree) -> KeyPath:
     return path
 
 
-def _message(path: KeyPath, problem: Any) -> str:
+def _message(path: KeyPath, problem: Any, suggestion: Callable[[KeyPath], str]) -> str:
     if problem["type"] == "extra_forbidden":
-        return f"unknown setting{_suggestion(path)}"
+        return f"unknown setting{suggestion(path)}"
     if problem["type"] == "missing":
         return f"'{path[-1]}' is missing"
     if problem["type"] in ("model_type", "dict_type"):

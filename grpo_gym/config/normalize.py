@@ -14,7 +14,9 @@ _LOGGING_NAMES = frozenset(
     {"report_to", "run_name", "log_completions", "log_completions_steps", "num_completions_to_print"}
 )
 # TRL has these in its ModelConfig; here they are settings of `training`, and may be written under `model` too.
-_MODEL_NAMES = frozenset({"torch_dtype", "attn_implementation"})
+_MODEL_NAMES = frozenset(
+    {"torch_dtype", "attn_implementation", "freeze_vision_tower", "freeze_multimodal_projector"}
+)
 FIXED_EVAL_STEPS = "fixed_eval_steps"
 
 

@@ -159,6 +159,18 @@ class LaunchSection(Section):
     num_processes: int | None = Field(
         default=None, ge=1, description="Trainer processes over all nodes; checked at start."
     )
+    accelerate_config: str | None = Field(
+        default=None, description="File for `accelerate launch --config-file` in a SLURM job."
+    )
+    setup: list[str] = Field(
+        default_factory=list, description="Shell lines a SLURM job begins with, such as 'module load CUDA'."
+    )
+    server_args: list[str] = Field(
+        default_factory=list, description="More flags of vf-vllm in a SLURM job, one word per item."
+    )
+    server_tensor_parallel_size: int = Field(
+        default=1, ge=1, description="GPUs of one replica of the model on a server, in a SLURM job."
+    )
 
 
 class Experiment(Section):

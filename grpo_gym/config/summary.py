@@ -35,7 +35,7 @@ def plan_run(experiment: Experiment) -> Plan:
     """
     from grpo_gym.rollouts.prompts import EnvironmentRows
 
-    args, batch, processes = _arguments(experiment)
+    args, batch, processes = planned_arguments(experiment)
     env = build_environment(experiment)
     train_rows = len(EnvironmentRows(env, "train"))
     name = model_name(experiment)
@@ -59,7 +59,7 @@ def describe(experiment: Experiment, plan: Plan) -> str:
     return resolved + "\n" + "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
-def _arguments(experiment: Experiment) -> tuple[GRPOConfig, BatchPlan, int]:
+def planned_arguments(experiment: Experiment) -> tuple[GRPOConfig, BatchPlan, int]:
     """Settings and batch for the planned number of processes, whatever number runs now."""
     processes = experiment.launch.num_processes
     if processes is None:

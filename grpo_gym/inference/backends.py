@@ -15,10 +15,14 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_gym.inference.colocate import ColocatedServer
+from grpo_gym.inference.generator import GenerationResult
 from grpo_gym.inference.local_sampler import LocalSampler
+from grpo_gym.inference.rollout_dtype import resolve_rollout_dtype
 from grpo_gym.inference.sampler import Sampler
+from grpo_gym.inference.server_api import ServerError
 from grpo_gym.inference.vllm_client import VLLMSampler
-from grpo_gym.inference.weight_sync import ServerWeightSync
+from grpo_gym.inference.weight_sync import ServerWeightSync, WeightSyncError
+from grpo_gym.training.adapter_weights import serialize_adapter
 from grpo_gym.training.weights import iter_full_weights
 
 
@@ -39,8 +43,23 @@ class Backend(Protocol):
         ...
 
 
+class LogprobCanary(Protocol):
+    """Tells whether a server has the trainer's weights."""
+
+    def trainer_logprobs(self, model: Any) -> list[float]:
+        """The trainer's log-probs of a fixed text; called by every rank."""
+        ...
+
+    def check(self, url: str, ours: list[float]) -> None:
+        """Raise WeightSyncError when a server's differ, ServerError when it does not answer."""
+        ...
+
+
 class LocalBackend:
-    """Generation in this process (rank 0), with the trained model itself or, where it is sharded, a copy of it."""
+    """Generation in this process (rank 0), with the trained model itself, or a copy of it.
+
+    A copy is needed where the model is sharded, and where `rollout_dtype` is not the policy's own.
+    """
 
     def __init__(
         self,
@@ -50,9 +69,17 @@ class LocalBackend:
         eos_token_ids: set[int],
         max_model_len: int,
         seed: int,
+        generate_batch: Callable[..., list[GenerationResult]] | None = None,
+        rollout_dtype: str | None = None,
     ) -> None:
         self._accelerator = accelerator
-        self._copy = _empty_copy(model) if is_sharded(accelerator) and accelerator.is_main_process else None
+        dtype = resolve_rollout_dtype(rollout_dtype, model.dtype, accelerator.device)
+        self._needs_copy = is_sharded(accelerator) or dtype != model.dtype
+        self._copy: PreTrainedModel | None = None
+        if self._needs_copy and accelerator.is_main_process:
+            self._copy = _empty_copy(model).to(dtype)
+            if not is_sharded(accelerator):
+                self._copy.to(accelerator.device)
         self._live: PreTrainedModel = model
         self.sampler: LocalSampler | None = None
         if accelerator.is_main_process:
@@ -62,12 +89,13 @@ class LocalBackend:
                 max_model_len=max_model_len,
                 eos_token_ids=eos_token_ids,
                 seed=seed,
+                generate_batch=generate_batch,
             )
 
     def update(self, model: Any, version: int) -> None:
-        """The live model needs no copying; a sharded one is gathered into rank 0's copy."""
+        """The live model needs no copying; otherwise the weights are gathered into rank 0's copy."""
         self._live = self._accelerator.unwrap_model(model)
-        if is_sharded(self._accelerator):
+        if self._needs_copy:
             self._fill_copy(model)
         if self.sampler is not None:
             self.sampler.policy_version = version
@@ -88,11 +116,17 @@ class LocalBackend:
 class ServerBackend:
     """Generation on vf-vllm servers that run elsewhere.
 
+    A server that dies is left out, and taken back at the first weight sync after it was started again: it is
+    sampled from once the canary has found the current weights on it.
+
     Args:
         urls: base URLs of independent servers.
         model_name: the name the servers serve.
-        device: this rank's device, for the weight transfer.
-        canary: after every sync, called with a URL; raises when the server's log-probs are not the trainer's.
+        accelerator: of the trainer; only the main process talks to the servers.
+        request_timeout: seconds one completion may take.
+        server_timeout: seconds to wait at a weight sync for a server to come back, when all are gone.
+        canary: compares log-probs after every sync.
+        adapter: a `LoraConfig` when only the LoRA adapter is sent; None sends whole weights.
     """
 
     def __init__(
@@ -101,30 +135,65 @@ class ServerBackend:
         model_name: str,
         accelerator: Accelerator,
         request_timeout: float,
-        canary: Callable[[str, Any], None],
+        server_timeout: float,
+        canary: LogprobCanary,
+        adapter: Any | None = None,
     ) -> None:
-        self._accelerator = accelerator
-        self._urls = list(urls)
+        self._adapter = adapter
+        self._server_timeout = server_timeout
         self._canary = canary
         self.sampler: VLLMSampler | None = None
         self._sync: ServerWeightSync | None = None
         if accelerator.is_main_process:
-            self.sampler = VLLMSampler(self._urls, model=model_name, request_timeout=request_timeout)
-            self._sync = ServerWeightSync(self._urls)
+            self.sampler = VLLMSampler(urls, model=model_name, request_timeout=request_timeout)
+            self._sync = ServerWeightSync(urls)
             self._sync.connect(accelerator.device)
+            if adapter is not None:
+                self._sync.check_adapter(adapter.r, adapter.target_modules)
 
     def update(self, model: Any, version: int) -> None:
-        """Push the weights and check with the canary that the servers' log-probs are the trainer's."""
+        """Push the weights and check with the canary that the servers' log-probs are the trainer's.
+
+        Raises:
+            WeightSyncError: no server is left, or one serves other weights than it was given.
+        """
+        back: list[str] = []
+        if self._sync is not None:
+            back = self._sync.refresh(self._server_timeout)
+        self._send(model, version)
+        ours = self._canary.trainer_logprobs(model)
+        if self._sync is not None:
+            self._use_servers(self._sync, version, back, ours)
+
+    def _send(self, model: Any, version: int) -> None:
+        """Gather on every rank, send from rank 0."""
+        if self._adapter is not None:
+            adapter = serialize_adapter(model, self._adapter)
+            if self._sync is not None:
+                self._sync.push_adapter(adapter, version)
+            return
         weights = iter_full_weights(model)
-        if self._sync is None:
-            for _ in weights:  # take part in the gathering that rank 0 sends from
-                pass
-        else:
-            assert self.sampler is not None
+        if self._sync is not None:
             self._sync.push(weights, version)
-            self.sampler.policy_version = version
-        for url in self._urls:
-            self._canary(url, model)
+            return
+        for _ in weights:  # take part in the gathering that rank 0 sends from
+            pass
+
+    def _use_servers(self, sync: ServerWeightSync, version: int, back: list[str], ours: list[float]) -> None:
+        """Sample from the servers that took the weights; those that came `back` must show it first."""
+        assert self.sampler is not None
+        self.sampler.policy_version = version
+        self.sampler.use({url: start for url, start in sync.instances.items() if url not in back})
+        for url in list(sync.instances):
+            try:
+                self._canary.check(url, ours)
+            except ServerError as error:
+                sync.drop(url, str(error))
+            except WeightSyncError as error:
+                if url not in back:
+                    raise
+                sync.drop(url, str(error))
+        self.sampler.use(sync.instances)
 
     def close(self) -> None:
         """Leave the weight-transfer group; the servers go on."""
@@ -157,7 +226,9 @@ def is_sharded(accelerator: Accelerator) -> bool:
 
 
 def _empty_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A model of the same architecture with room for the gathered weights."""
+    """A model of the same architecture, without adapters, with room for the gathered weights."""
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
     config = copy.deepcopy(model.config)
     with torch.device("cpu"):
         return type(model)(config).eval()

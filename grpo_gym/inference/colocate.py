@@ -11,10 +11,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from grpo_gym.inference.server import PARENT_VARIABLE
 from grpo_gym.inference.server_api import ServerApi
@@ -139,6 +139,15 @@ class ColocatedServer:
 
     def _tail(self) -> str:
         return self.log_path.read_text(errors="replace")[-_LOG_TAIL:]
+
+
+def source_flags(model_init_kwargs: Mapping[str, Any]) -> list[str]:
+    """VLLM's flags for the revision and the model code that the trainer loads."""
+    flags = ["--trust-remote-code"] if model_init_kwargs.get("trust_remote_code") else []
+    for name in ("revision", "code_revision"):
+        value = model_init_kwargs.get(name)
+        flags += [f"--{name.replace('_', '-')}", str(value)] if value else []
+    return flags
 
 
 def free_port() -> int:

@@ -22,7 +22,7 @@ from grpo_gym.inference.continuous_batch import (
     SequenceState,
     UniformStream,
 )
-from grpo_gym.inference.sampler import PromptTooLongError, SamplingParams
+from grpo_gym.inference.sampler import ImagePrompt, PromptTooLongError, SamplingParams
 from grpo_gym.inference.shared_prefix_attention import use_shared_prefix_attention
 from grpo_gym.rollouts.types import FinishReason
 
@@ -33,6 +33,7 @@ class GenerationRequest:
 
     prompt_ids: list[int]
     params: SamplingParams
+    images: ImagePrompt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +108,19 @@ def check_request(request: GenerationRequest, max_model_len: int) -> None:
 @contextmanager
 def generation_mode(model: nn.Module) -> Iterator[None]:
     """No gradients, evaluation mode (which also suspends gradient checkpointing), shared-prefix attention."""
+    with evaluation_mode(model), use_shared_prefix_attention(model):
+        yield
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """No gradients, and every module in evaluation mode until the end."""
     training = [module for module in model.modules() if module.training]
     try:
         for module in training:
             module.training = False
         # Not inference_mode: buffers that a model caches in forward could not be trained with afterwards.
-        with torch.no_grad(), use_shared_prefix_attention(model):
+        with torch.no_grad():
             yield
     finally:
         for module in training:

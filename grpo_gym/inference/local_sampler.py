@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_gym.inference.generator import GenerationRequest, GenerationResult, check_request, generate
-from grpo_gym.inference.sampler import InferenceError, SampleResult, SamplingParams
+from grpo_gym.inference.sampler import ImagePrompt, InferenceError, SampleResult, SamplingParams
 
 
 @dataclass(eq=False)
@@ -47,6 +47,7 @@ class LocalSampler:
         max_batch_size: most sequences computed together.
         max_batch_tokens: most tokens cached together.
         gather_seconds: how long a batch must have been complete before it starts.
+        generate_batch: makes the tokens of a batch; default `inference.generator.generate`.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class LocalSampler:
         max_batch_size: int = 256,
         max_batch_tokens: int = 131_072,
         gather_seconds: float = 0.003,
+        generate_batch: Callable[..., list[GenerationResult]] | None = None,
     ) -> None:
         self.policy_version = 0
         self.max_model_len = max_model_len
@@ -67,6 +69,7 @@ class LocalSampler:
         self._tokenizer = tokenizer
         self._max_batch_size, self._max_batch_tokens = max_batch_size, max_batch_tokens
         self._gather_seconds = gather_seconds
+        self._generate_batch = generate_batch
         self._seeds = torch.Generator().manual_seed(seed)
         self._arrivals = itertools.count()
         self._lock = threading.Lock()
@@ -77,14 +80,16 @@ class LocalSampler:
         # One thread for all batches: the model is not shared, and OpenMP keeps a team of threads per thread.
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="local-sampler")
 
-    async def sample(self, prompt_ids: list[int], params: SamplingParams) -> SampleResult:
+    async def sample(
+        self, prompt_ids: list[int], params: SamplingParams, images: ImagePrompt | None = None
+    ) -> SampleResult:
         """Sample one completion, in a batch with the requests of the other running rollouts.
 
         Raises:
             PromptTooLongError: the prompt leaves no room in `max_model_len`.
             InferenceError: the generation of the batch failed (its cause is attached), or `close` was called.
         """
-        request = GenerationRequest(list(prompt_ids), params)
+        request = GenerationRequest(list(prompt_ids), params, images)
         check_request(request, self.max_model_len)
         loop = asyncio.get_running_loop()
         waiting = _Waiting(request, next(self._arrivals), loop, loop.create_future())
@@ -154,7 +159,7 @@ class LocalSampler:
         _deliver(batch, outcomes)
 
     def _generate(self, batch: list[_Waiting]) -> list[GenerationResult]:
-        return generate(
+        return (self._generate_batch or generate)(
             self._model_provider(),
             [self._seeded(waiting.request) for waiting in batch],
             eos_token_ids=self.eos_token_ids,

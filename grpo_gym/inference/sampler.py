@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from grpo_gym.rollouts.types import FinishReason
 
@@ -45,11 +45,31 @@ class SampleResult:
     policy_version: int
 
 
+@dataclass(frozen=True, slots=True)
+class ImagePrompt:
+    """What a sampler needs beside the (expanded) ids of a prompt with images.
+
+    `urls` are data URIs in the order of their placeholders. A server makes ids of its own from `messages`
+    and the template arguments, which must turn out the same.
+    """
+
+    urls: tuple[str, ...]
+    messages: list[dict[str, Any]]
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+
+
 class Sampler(Protocol):
     """Samples one completion for a tokenized prompt."""
 
-    async def sample(self, prompt_ids: list[int], params: SamplingParams) -> SampleResult:
+    async def sample(
+        self, prompt_ids: list[int], params: SamplingParams, images: ImagePrompt | None = None
+    ) -> SampleResult:
         """Sample one completion.
+
+        Args:
+            prompt_ids: the prompt; image placeholders are expanded to image tokens.
+            params: how to sample.
+            images: the pictures of the prompt, when it has any.
 
         Raises:
             PromptTooLongError: no room for the completion.

@@ -30,10 +30,13 @@ from typing import Any
 import psutil
 
 from grpo_gym.inference.weight_transfer_guard import TOKEN_VARIABLE, GuardSettings
+from grpo_gym.inference.weight_transfer_shared import machine_identity
 
 PARENT_VARIABLE = "VF_VLLM_PARENT_PID"
 _EXTENSION = "grpo_gym.inference.weight_transfer.WorkerExtension"
+_ADAPTER_ENDPOINT = "grpo_gym.inference.adapter_endpoint.AdapterEndpoint"
 _MIDDLEWARE = "grpo_gym.inference.weight_transfer_guard.WeightSyncGuard"
+_LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 OWN_BACKENDS = ("gloo", "vf_nccl")
 _GIB = 2**30
 _SMALL_MACHINE_CPUS = 8
@@ -163,11 +166,41 @@ def use_weight_transfer(args: argparse.Namespace) -> Path:
     if backend in OWN_BACKENDS and not args.worker_extension_cls:
         args.worker_extension_cls = _EXTENSION
     state = Path(tempfile.mkdtemp(prefix="vf-vllm-"))
-    settings = GuardSettings(find_token(args), is_loopback(args), backend, str(state / "trainer"))
+    machine = machine_identity() if is_on_one_machine(args) else ""
+    max_lora_rank = use_lora(args) if machine else 0
+    settings = GuardSettings(
+        find_token(args),
+        is_loopback(args),
+        backend,
+        str(state / "trainer"),
+        machine,
+        max_lora_rank,
+        list(args.lora_target_modules or []),
+    )
     settings.to_environment()
-    args.middleware = [*args.middleware, _MIDDLEWARE]
+    args.middleware = [*args.middleware, _ADAPTER_ENDPOINT, _MIDDLEWARE]
     del args.weight_sync_token  # vLLM logs the flags it was given
     return state
+
+
+def use_lora(args: argparse.Namespace) -> int:
+    """Make `--enable-lora` fit for a trainer; the largest rank that is served, 0 without the flag.
+
+    The LM head is left out: on a CPU vLLM's LoRA head cannot score a prompt while other requests are in the batch,
+    which is what the trainer asks for after every sync.
+    """
+    if not args.enable_lora:
+        return 0
+    args.lora_target_modules = args.lora_target_modules or list(_LORA_MODULES)
+    args.api_server_count = 1  # the adapter that a trainer sends is known to one API process
+    return int(args.max_lora_rank)
+
+
+def is_on_one_machine(args: argparse.Namespace) -> bool:
+    """Whether every worker of the server runs on this machine."""
+    local = args.data_parallel_size_local
+    uses_ray = "ray" in (args.data_parallel_backend, args.distributed_executor_backend)
+    return (args.nnodes or 1) == 1 and local in (None, args.data_parallel_size) and not uses_ray
 
 
 def _backend_name(config: Any) -> str:

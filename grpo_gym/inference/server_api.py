@@ -65,6 +65,14 @@ class ServerApi:
         """
         return self._call("POST", path, body or {}, timeout, headers or {})
 
+    def post_bytes(self, path: str, content: bytes, timeout: float = 60.0) -> dict[str, Any]:
+        """POST raw bytes and read the JSON answer.
+
+        Raises:
+            ServerError: no answer within `timeout` seconds, or an error.
+        """
+        return self._call("POST", path, content, timeout, {"Content-Type": "application/octet-stream"})
+
     def is_healthy(self) -> bool:
         """Whether the server is up and its engine alive."""
         try:
@@ -74,9 +82,14 @@ class ServerApi:
         return True
 
     def _call(
-        self, method: str, path: str, body: dict[str, Any] | None, timeout: float, headers: dict[str, str]
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | bytes | None,
+        timeout: float,
+        headers: dict[str, str],
     ) -> dict[str, Any]:
-        data = None if body is None else json.dumps(body).encode()
+        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         request = urllib.request.Request(self.base_url + path, data, self._headers | headers, method=method)
         try:
             with _opener.open(request, timeout=timeout) as response:

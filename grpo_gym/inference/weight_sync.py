@@ -1,42 +1,49 @@
 """The trainer's side of weight sync: bucket after bucket to every worker of every server.
 
 A push is: pause (requests in flight are kept) - start - buckets - finish - forget cached prefixes - resume.
-If it breaks off in between, layers are half-loaded: the server stays paused, so that nobody samples from
-it, and has to be started again.
+If it breaks off in between, layers are half-loaded: that server stays paused, so that nobody samples from
+it, and has to be started again. Where there are several servers the push goes on with the others, and
+`refresh` takes a server back that runs again; it has the current weights after the next push.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
+import time
 import uuid
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
-from urllib.parse import urlparse
 
 import torch
 
-from grpo_gym import __version__
-from grpo_gym.inference.server_api import ServerApi, ServerError
-from grpo_gym.inference.weight_sync_phase import RESTART_ADVICE, Task, WeightSyncError, bind, run_together
-from grpo_gym.inference.weight_transfer_buckets import DEFAULT_BUCKET_BYTES, BucketSpec, iter_buckets
-from grpo_gym.inference.weight_transfer_group import (
-    GlooGroup,
-    Rendezvous,
-    TransferGroup,
-    address_towards,
-    listen,
-    serve_store,
+from grpo_gym.inference.adapter_endpoint import served_rank
+from grpo_gym.inference.server_api import ServerApi
+from grpo_gym.inference.weight_sync_link import ServerLink
+from grpo_gym.inference.weight_sync_phase import (
+    RESTART_ADVICE,
+    Task,
+    WeightSyncError,
+    bind,
+    outcomes,
+    run_together,
 )
-from grpo_gym.inference.weight_transfer_guard import (
-    FORCE_HEADER,
-    HOLD_PATH,
-    INIT_PATH,
-    RELEASE_PATH,
-    trainer_name,
+from grpo_gym.inference.weight_sync_pipeline import PhaseClock, num_buffers, send_buckets
+from grpo_gym.inference.weight_transfer_buckets import (
+    DEFAULT_BUCKET_BYTES,
+    Bucket,
+    BucketSpec,
+    iter_buckets,
 )
+from grpo_gym.inference.weight_transfer_guard import ADAPTER_PATH, trainer_name
+from grpo_gym.inference.weight_transfer_shared import shared_buffer
 
 __all__ = ["ServerWeightSync", "WeightSyncError", "check_canary"]
+
+_POLL_SECONDS = 1.0
+_log = logging.getLogger(__name__)
 
 
 class ServerWeightSync:
@@ -46,7 +53,11 @@ class ServerWeightSync:
         base_urls: one server, or several independent ones; each gets a group of its own.
         token: the servers' token; the variable VF_VLLM_TOKEN when None.
         timeout: seconds any one phase may take.
-        bucket_bytes: size of one message, and all the memory a push needs on the trainer.
+        bucket_bytes: size of one message. A push needs two of them on the trainer: one is filled while one is sent
+            (one on a GPU).
+
+    Attributes:
+        clock: where the seconds of the last push went.
     """
 
     def __init__(
@@ -58,11 +69,16 @@ class ServerWeightSync:
     ) -> None:
         urls = [base_urls] if isinstance(base_urls, str) else list(base_urls)
         trainer = trainer_name(uuid.uuid4().hex[:8])
-        self._links = [_Link(ServerApi(url, token, trainer), timeout) for url in urls]
+        self._links = [ServerLink(ServerApi(url, token, trainer), timeout) for url in urls]
         self._timeout = timeout
         self._bucket_bytes = bucket_bytes
         self._device = torch.device("cpu")
-        self._is_broken = False
+        self.clock = PhaseClock()
+
+    @property
+    def instances(self) -> dict[str, str | None]:
+        """URL and instance (see `vf_info`) of every server that takes part."""
+        return {link.url: link.instance for link in self._live()}
 
     def connect(self, device: torch.device | str, force: bool = False) -> None:
         """Form a group with the workers of every server.
@@ -78,151 +94,188 @@ class ServerWeightSync:
         for link in self._links:
             link.connect(self._device, force)
 
+    def refresh(self, timeout: float = 0.0) -> list[str]:
+        """Leave out servers that are gone, take back those that run again; before a push.
+
+        Args:
+            timeout: seconds to wait for one to come back when none is left.
+
+        Returns:
+            URLs of servers that came back. They have old weights until the next push.
+
+        Raises:
+            WeightSyncError: no server is left.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            back = [link.url for link in self._links if self._refresh(link)]
+            if self._live():
+                return back
+            if time.monotonic() > deadline:
+                raise self._nobody_left(f", and none came back within {timeout:.0f} s")
+            time.sleep(_POLL_SECONDS)
+
     def push(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """Replace the weights of every server.
+
+        A server that fails is left out from then on, as long as another one does not.
 
         Args:
             weights: every parameter of the checkpoint, whole; consumed one at a time.
             version: policy version the servers will report from then on.
 
         Raises:
-            WeightSyncError: names the server, the phase and the side that failed or did not answer.
+            WeightSyncError: names the servers, the phase and the side that failed or did not answer.
         """
-        if self._is_broken:
-            raise WeightSyncError("an earlier weight sync broke off: restart the servers and the trainer.")
-        buckets = iter_buckets(weights, self._bucket_bytes, self._bucket_device())
-        first = next(buckets)  # trouble with gathering shows before a server is touched
-        self._pause()
+        if not self._live():
+            raise self._nobody_left(", since an earlier weight sync broke off")
+        self.clock = PhaseClock()
+        buckets = self._buckets(weights)
+        with self.clock.phase("first fill"):
+            first = next(buckets)  # trouble with gathering shows before a server is touched
+        self._on_all("pause", "/pause?mode=keep")
         try:
             self._on_all("start", "/start_weight_update")
-            for spec, flat in itertools.chain([first], buckets):
-                self._send(spec, flat)
+            send_buckets(itertools.chain([first], buckets), self._send, self.clock)
             self._on_all("finish", "/finish_weight_update", {"weight_version": str(version)})
             self._on_all("clear the prefix cache", "/reset_prefix_cache?reset_running_requests=true")
             self._on_all("resume", "/resume")
+        except WeightSyncError:
+            raise
         except Exception as error:
-            self._is_broken = True
-            if isinstance(error, WeightSyncError):
-                raise
-            raise WeightSyncError(
-                f"the trainer could not gather its weights: {error}.{RESTART_ADVICE}"
-            ) from error
+            message = f"the trainer could not gather its weights: {error}.{RESTART_ADVICE}"
+            for link in self._live():
+                link.lose(message, half_loaded=True)
+            raise WeightSyncError(message) from error
+
+    def check_adapter(self, rank: int, modules: Iterable[str]) -> None:
+        """Raise a ValueError when a server does not serve LoRA adapters of this rank on these modules."""
+        modules = set(modules)
+        for link in self._live():
+            if rank <= link.max_lora_rank and modules <= link.lora_modules:
+                continue
+            flags = f"--enable-lora --max-lora-rank {served_rank(rank)} --lora-target-modules {' '.join(sorted(modules))}"
+            raise ValueError(
+                f"lora_sync='adapter': {link.url} serves adapters up to rank {link.max_lora_rank} on "
+                f"{sorted(link.lora_modules)}; start it on one machine with {flags}, or use lora_sync='merge'."
+            )
+
+    def push_adapter(self, adapter: bytes, version: int) -> None:
+        """Replace the LoRA adapter of every server, and nothing else.
+
+        Args:
+            adapter: a safetensors file as `AdapterEndpoint` reads it.
+            version: policy version the servers will report from then on.
+
+        Raises:
+            WeightSyncError: names the servers and the phase that failed.
+        """
+        if not self._live():
+            raise self._nobody_left(", since an earlier weight sync broke off")
+        self.clock = PhaseClock()
+        self._on_all("pause", "/pause?mode=keep")
+        with self.clock.phase("send"):
+            self._on_each("load the adapter", lambda link: [link.send_task(ADAPTER_PATH, adapter)])
+        self._on_all("set the version", "/update_weight_version", {"new_version": str(version)})
+        self._on_all("clear the prefix cache", "/reset_prefix_cache?reset_running_requests=true")
+        self._on_all("resume", "/resume")
+
+    def drop(self, url: str, reason: str) -> None:
+        """Leave a server out until it is found well by `refresh`.
+
+        Raises:
+            WeightSyncError: no server is left.
+        """
+        (link,) = [link for link in self._links if link.url == url]
+        self._lose(link, reason, half_loaded=False)
+        if not self._live():
+            raise self._nobody_left()
 
     def close(self) -> None:
         """Leave the groups and release the servers for another trainer; a server that is gone is no error."""
         for link in self._links:
             link.close()
 
+    def _live(self) -> list[ServerLink]:
+        return [link for link in self._links if not link.lost]
+
     def _bucket_device(self) -> torch.device:
         """NCCL sends from the GPU; gloo, and a mix of both, from the CPU."""
-        return self._device if all(link.backend == "vf_nccl" for link in self._links) else torch.device("cpu")
+        all_nccl = all(link.backend == "vf_nccl" for link in self._live())
+        return self._device if all_nccl else torch.device("cpu")
 
-    def _pause(self) -> None:
-        try:
-            self._on_all("pause", "/pause?mode=keep")
-        except WeightSyncError:  # nothing has changed yet: let those that did pause go on
-            for link in self._links:
-                link.resume_if_up()
-            raise
+    def _buckets(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[Bucket]:
+        """The weights in memory from which the servers are reached."""
+        device = self._bucket_device()
+        shared = any(link.shares_memory for link in self._live())
+        return iter_buckets(
+            weights,
+            self._bucket_bytes,
+            device,
+            allocate=shared_buffer if shared else None,
+            num_buffers=num_buffers(device),
+        )
 
     def _send(self, spec: BucketSpec, flat: torch.Tensor) -> None:
-        """Announce a bucket over HTTP and broadcast it at the same time, to all servers at once."""
-        body = {"update_info": spec.to_json()}
-        tasks = [link.task("/update_weights", body) for link in self._links]
-        tasks += [Task(link.api.base_url, "trainer", bind(link.broadcast, flat)) for link in self._links]
-        run_together(f"update weights ({spec.names[0]} ... {spec.names[-1]})", tasks, self._timeout)
+        """Announce a bucket over HTTP, to all servers at once; broadcast it to those who cannot read it themselves."""
+
+        def both_sides(link: ServerLink) -> list[Task]:
+            if link.shares_memory:
+                return [link.task("/update_weights", {"update_info": spec.to_json()})]
+            body = {"update_info": replace(spec, shared_path="").to_json()}
+            return [link.task("/update_weights", body), Task(link.url, "trainer", bind(link.broadcast, flat))]
+
+        self._on_each(f"update weights ({spec.names[0]} ... {spec.names[-1]})", both_sides)
 
     def _on_all(self, phase: str, path: str, body: dict[str, Any] | None = None) -> None:
-        run_together(phase, [link.task(path, body) for link in self._links], self._timeout)
+        with self.clock.phase(phase):
+            self._on_each(phase, lambda link: [link.task(path, body)])
 
-
-class _Link:
-    """One server and the group that leads to its workers."""
-
-    def __init__(self, api: ServerApi, timeout: float) -> None:
-        self.api = api
-        self.backend = ""
-        self._timeout = timeout
-        self._group: TransferGroup | None = None
-        self._holds_server = False
-
-    def task(
-        self, path: str, body: dict[str, Any] | None = None, headers: dict[str, str] | None = None
-    ) -> Task:
-        def call() -> dict[str, Any]:
-            return self.api.post(path, body, timeout=self._timeout, headers=headers)
-
-        return Task(self.api.base_url, "server", call)
-
-    def connect(self, device: torch.device, force: bool) -> None:
-        workers = self._check_server(device)
-        # A refusal comes at once, before anybody waits in a group for the others.
-        run_together(
-            "connect", [self.task(HOLD_PATH, None, {FORCE_HEADER: "1"} if force else None)], self._timeout
-        )
-        self._holds_server = True
-        address = address_towards(urlparse(self.api.base_url).hostname or "127.0.0.1")
-        listener = listen(address)
-        meeting = Rendezvous(address, listener.getsockname()[1], 1, workers + 1, self._timeout)
-        store = serve_store(listener, meeting)
-        # The workers join while the server answers this call, so it runs beside our own joining.
-        joining = self.task(INIT_PATH, {"init_info": asdict(meeting)})
-        meet = Task(self.api.base_url, "trainer", lambda: self._join(store, meeting, device))
-        self._group = run_together("connect", [joining, meet], self._timeout)[1]
-
-    def _check_server(self, device: torch.device) -> int:
-        """How many workers the server has, once it is sure that they can be reached.
+    def _on_each(self, phase: str, tasks: Callable[[ServerLink], list[Task]]) -> None:
+        """Run a phase on all servers at once; those that fail are left out.
 
         Raises:
-            WeightSyncError: not a vf-vllm server, another version, or no way between the two devices.
+            WeightSyncError: none is left.
         """
-        url = self.api.base_url
-        try:
-            info = self.api.get("/vf_info")
-            workers = int(self.api.get("/get_world_size")["world_size"])
-        except ServerError as error:
-            raise WeightSyncError(
-                f"{url} cannot update weights; was it started with vf-vllm? ({error})"
-            ) from error
-        self.backend = info["backend"]
-        if info["version"] != __version__:
-            raise WeightSyncError(
-                f"{url} runs grpo-gym {info['version']}, the trainer {__version__}: install the same."
-            )
-        if self.backend not in ("gloo", "vf_nccl"):
-            raise WeightSyncError(
-                f"{url} uses weight transfer {self.backend!r}: leave out --weight-transfer-config."
-            )
-        if self.backend == "vf_nccl" and device.type != "cuda":
-            raise WeightSyncError(
-                f"{url} receives weights over NCCL but the trainer computes on {device.type}: start the server with "
-                """--weight-transfer-config '{"backend": "gloo"}'."""
-            )
-        return workers
+        links = self._live()
+        calls = [partial(run_together, phase, tasks(link), self._timeout) for link in links]
+        errors = outcomes(calls)
+        for link, error in zip(links, errors, strict=True):
+            if error is None:
+                continue
+            self._lose(link, str(error), half_loaded=phase != "pause")
+            if phase == "pause":  # nothing has changed yet: should the server have paused, it may go on
+                link.resume_if_up()
+        if self._live():
+            return
+        if len(links) == 1 and errors[0] is not None:
+            raise errors[0]
+        raise self._nobody_left()
 
-    def _join(self, store: Any, meeting: Rendezvous, device: torch.device) -> TransferGroup:
-        if self.backend == "gloo":
-            return GlooGroup(store, 0, meeting)
-        from grpo_gym.inference.weight_transfer_nccl import NcclGroup
+    def _refresh(self, link: ServerLink) -> bool:
+        was = link.lost
+        if link.refresh(self._device):
+            _log.warning("vf-vllm server %s is back and gets the current weights.", link.url)
+            return True
+        if link.lost and not was:
+            self._report(link)
+        return False
 
-        return NcclGroup(store, 0, meeting, device)
+    def _lose(self, link: ServerLink, reason: str, half_loaded: bool) -> None:
+        link.lose(reason, half_loaded)
+        self._report(link)
 
-    def broadcast(self, flat: torch.Tensor) -> None:
-        if self._group is None:
-            raise RuntimeError("not connected: connect() comes before push()")
-        self._group.broadcast(flat if self.backend == "vf_nccl" else flat.cpu())
+    def _report(self, link: ServerLink) -> None:
+        if others := len(self._live()):
+            _log.warning("vf-vllm server %s is lost; training goes on with %d other(s): %s",
+                         link.url, others, link.lost)  # fmt: skip
 
-    def resume_if_up(self) -> None:
-        if self.api.is_healthy():
-            self.api.post("/resume", timeout=self._timeout)
-
-    def close(self) -> None:
-        if self._group is not None:
-            self._group.close()
-            self._group = None
-        held, self._holds_server = self._holds_server, False
-        if held and self.api.is_healthy():
-            self.api.post(RELEASE_PATH, timeout=self._timeout)
+    def _nobody_left(self, addition: str = "") -> WeightSyncError:
+        reasons = "; ".join(f"{link.url}: {link.lost}" for link in self._links)
+        return WeightSyncError(
+            f"no vf-vllm server is left{addition}. Start them again and go on from the last checkpoint "
+            f"(--resume_from_checkpoint true). {reasons}"
+        )
 
 
 def check_canary(server: Sequence[float], trainer: Sequence[float], tolerance: float) -> float:

@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,3 +93,22 @@ def _failure(phase: str, failures: Sequence[tuple[Task, Exception]]) -> WeightSy
     text = "; ".join(f"{side} ({url}): {reason}" for side, url, reason in reasons)
     advice = "" if phase in ("connect", "pause") else RESTART_ADVICE
     return WeightSyncError(f"weight sync, phase '{phase}': {text.rstrip('.')}.{advice}")
+
+
+def outcomes(calls: Sequence[Callable[[], Any]]) -> list[WeightSyncError | None]:
+    """Make the calls at once; for each, the WeightSyncError it raised, or None.
+
+    Other exceptions are raised here.
+    """
+    if len(calls) == 1:
+        return [_outcome(calls[0])]
+    with ThreadPoolExecutor(len(calls), thread_name_prefix="sync") as pool:
+        return list(pool.map(_outcome, calls))
+
+
+def _outcome(call: Callable[[], Any]) -> WeightSyncError | None:
+    try:
+        call()
+    except WeightSyncError as error:
+        return error
+    return None

@@ -17,10 +17,12 @@ from typing import Any
 import torch
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
-from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from grpo_gym.inference.weight_transfer_buckets import BucketSpec
 from grpo_gym.inference.weight_transfer_group import GlooGroup, Rendezvous, TransferGroup, join_store
+from grpo_gym.inference.weight_transfer_shared import map_shared
 
 
 class GlooEngine(NCCLWeightTransferEngine):
@@ -55,7 +57,8 @@ class GlooEngine(NCCLWeightTransferEngine):
     def receive_weights(self, update_info: BucketSpec) -> None:  # type: ignore[override]
         """Receive one bucket and hand its parameters to the model's weight loader.
 
-        The buffer is fresh every time: vLLM's layer-wise reload keeps the views until a layer is complete.
+        Where the trainer runs on this machine the bytes are read from its shared memory, else broadcast into a
+        fresh buffer: vLLM's layer-wise reload keeps the views until a layer is complete.
 
         Raises:
             RuntimeError: no trainer has connected, or the transfer broke off.
@@ -64,11 +67,17 @@ class GlooEngine(NCCLWeightTransferEngine):
             raise RuntimeError("No trainer has connected: call /init_weight_transfer_engine first.")
         from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
 
-        flat = torch.empty(update_info.offsets()[-1], dtype=torch.uint8, device=self._bucket_device())
-        self._group.broadcast(flat)
+        num_bytes = update_info.offsets()[-1]
+        if update_info.shared_path:
+            flat = map_shared(update_info.shared_path, num_bytes)
+        else:
+            flat = torch.empty(num_bytes, dtype=torch.uint8, device=self._bucket_device())
+            self._group.broadcast(flat)
         flat = flat.to(self.device)
         with disable_mtp_completeness_check():
             self.model.load_weights(update_info.unpack(flat))  # type: ignore[operator]
+        if update_info.shared_path:
+            copy_pending(self.model, flat)
 
     def _bucket_device(self) -> torch.device:
         return torch.device("cpu")
@@ -80,15 +89,26 @@ class GlooEngine(NCCLWeightTransferEngine):
         its own to reload, so its copy would stay that of the old weights.
         """
         super().finish_weight_update()
-        for module in self.model.modules():
-            if isinstance(module, VocabParallelEmbedding):
-                module.quant_method.process_weights_after_loading(module)
+        embeddings = [module for module in self.model.modules() if isinstance(module, VocabParallelEmbedding)]
+        # Without a head of its own, an embedding is the head. Packing one that is only looked up would be wasted.
+        for head in [module for module in embeddings if isinstance(module, ParallelLMHead)] or embeddings:
+            head.quant_method.process_weights_after_loading(head)
 
     def shutdown(self) -> None:
         """Leave the trainer's group."""
         if self._group is not None:
             self._group.close()
             self._group = None
+
+
+def copy_pending(model: torch.nn.Module, flat: torch.Tensor) -> None:
+    """Copy what layers that are not complete yet still hold of a bucket, before its memory is written again."""
+    start, end = flat.data_ptr(), flat.data_ptr() + flat.numel()
+    for layer in model.modules():
+        for _, bound in get_layerwise_info(layer).loaded_weights:
+            for name, value in bound.arguments.items():
+                if isinstance(value, torch.Tensor) and start <= value.data_ptr() < end:
+                    bound.arguments[name] = value.clone()
 
 
 class NcclEngine(GlooEngine):

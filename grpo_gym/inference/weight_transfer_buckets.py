@@ -6,14 +6,15 @@ parameters, most of them under 2 MB); a bucket of tens of megabytes is bound by 
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-DEFAULT_BUCKET_BYTES = 64 * 2**20
+DEFAULT_BUCKET_BYTES = 32 * 2**20
 _ALIGNMENT = 16  # bytes; a view as any dtype needs an offset divisible by its item size
 
 
@@ -25,11 +26,13 @@ class BucketSpec:
         names: parameter names, as in the checkpoint.
         dtype_names: `torch` attribute names, such as "float32".
         shapes: full shapes.
+        shared_path: where a worker on the trainer's machine reads the bytes; "" when they are broadcast.
     """
 
     names: list[str]
     dtype_names: list[str]
     shapes: list[list[int]]
+    shared_path: str = ""
 
     def __post_init__(self) -> None:
         if not len(self.names) == len(self.dtype_names) == len(self.shapes):
@@ -88,12 +91,21 @@ def view_at(flat: torch.Tensor, start: int, dtype: torch.dtype, shape: Iterable[
     return flat[start : start + num_bytes].view(dtype).view(shape)
 
 
-class _Filler:
-    """Copies parameters into one reused buffer."""
+Bucket = tuple[BucketSpec, torch.Tensor]
+Allocate = Callable[[int], tuple[torch.Tensor, str]]
+"""A new uint8 buffer [num_bytes] and its `shared_path`."""
 
-    def __init__(self, buffer: torch.Tensor) -> None:
-        self.buffer = buffer
-        self.spec = BucketSpec([], [], [])
+
+class _Filler:
+    """Copies parameters into reused buffers, one after the other."""
+
+    def __init__(self, buffers: Sequence[tuple[torch.Tensor, str]]) -> None:
+        self._buffers = itertools.cycle(buffers)
+        self._next()
+
+    def _next(self) -> None:
+        self.buffer, path = next(self._buffers)
+        self.spec = BucketSpec([], [], [], path)
         self.used = 0
 
     def has_room(self, num_bytes: int) -> bool:
@@ -106,10 +118,10 @@ class _Filler:
         view_at(self.buffer, self.used, dtype, tensor.shape).copy_(tensor)
         self.used = align(self.used + tensor.numel() * dtype.itemsize)
 
-    def take(self) -> tuple[BucketSpec, torch.Tensor]:
-        spec, flat = self.spec, self.buffer[: self.used]
-        self.spec, self.used = BucketSpec([], [], []), 0
-        return spec, flat
+    def take(self) -> Bucket:
+        taken = self.spec, self.buffer[: self.used]
+        self._next()
+        return taken
 
 
 @torch.no_grad()
@@ -118,17 +130,21 @@ def iter_buckets(
     bucket_bytes: int = DEFAULT_BUCKET_BYTES,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
-) -> Iterator[tuple[BucketSpec, torch.Tensor]]:
+    allocate: Allocate | None = None,
+    num_buffers: int = 1,
+) -> Iterator[Bucket]:
     """Pack weights into buckets.
 
-    All buckets share one buffer: use one before asking for the next. A parameter larger than the
-    buffer gets a buffer of its own for as long as it is sent.
+    The buckets take turns in `num_buffers` buffers: asking for the next bucket overwrites the one `num_buffers`
+    before it. A parameter larger than a buffer gets one of its own.
 
     Args:
         weights: names and full tensors, on any device; consumed one at a time.
-        bucket_bytes: size of the buffer.
-        device: where the buffer lies.
+        bucket_bytes: size of a buffer.
+        device: where the buffers lie.
         dtype: convert floating-point weights to this; None keeps theirs.
+        allocate: makes the buffers; memory of this process on `device` when None.
+        num_buffers: 2 lets one bucket be filled while another is sent.
 
     Yields:
         What the bucket holds, and its uint8 buffer [num_bytes].
@@ -136,7 +152,8 @@ def iter_buckets(
     Raises:
         ValueError: a name comes twice, or there are no weights.
     """
-    filler = _Filler(torch.empty(align(bucket_bytes), dtype=torch.uint8, device=device))
+    new_buffer = allocate or (lambda size: (torch.empty(size, dtype=torch.uint8, device=device), ""))
+    filler = _Filler([new_buffer(align(bucket_bytes)) for _ in range(num_buffers)])
     seen: set[str] = set()
     for name, tensor in weights:
         if name in seen:
@@ -147,7 +164,7 @@ def iter_buckets(
         if not filler.has_room(num_bytes) and filler.used:
             yield filler.take()
         if num_bytes > filler.buffer.numel():
-            large = _Filler(torch.empty(num_bytes, dtype=torch.uint8, device=device))
+            large = _Filler([new_buffer(num_bytes)])
             large.add(name, tensor, wire_dtype)
             yield large.take()
             continue

@@ -6,7 +6,10 @@ vLLM opens its weight endpoints to everyone who can reach the port. This middlew
 - keeps one trainer per server: the first `/hold_weights` or `/init_weight_transfer_engine` takes a lease, a
   second trainer gets HTTP 409 until the first has released it (`POST /release_weights`) or has died;
 - closes `/collective_rpc`, which calls any worker method, unless the server is bound to this machine only;
-- answers `GET /vf_info`, from which a trainer learns how weights travel and which version of this package runs.
+- answers `GET /vf_info`, from which a trainer learns how weights travel, which versions run, and which start of
+  the server this is (`instance`);
+- refuses (412) a request that names another start in `X-VF-Instance`: a server that was restarted has the weights
+  of its checkpoint, and must not be sampled from before it was given the trainer's.
 """
 
 from __future__ import annotations
@@ -22,18 +25,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from grpo_gym import __version__
+from grpo_gym.inference.versions import describe_versions
 
 SETTINGS_VARIABLE = "VF_VLLM_GUARD"
 TOKEN_VARIABLE = "VF_VLLM_TOKEN"
 TOKEN_HEADER, TRAINER_HEADER, FORCE_HEADER = "x-vf-token", "x-vf-trainer", "x-vf-force"
+INSTANCE_HEADER = "x-vf-instance"
+RESTARTED = 412
+"""HTTP status of a request that was meant for an earlier start of the server."""
 INIT_PATH, INFO_PATH = "/init_weight_transfer_engine", "/vf_info"
 HOLD_PATH, RELEASE_PATH = "/hold_weights", "/release_weights"
+ADAPTER_PATH = "/lora_adapter"
 ANONYMOUS = "anonymous"
 
 _LEASED_PATHS = frozenset(
     {"/pause", "/resume", "/start_weight_update", "/update_weights", "/finish_weight_update"}
-    | {"/start_draft_weight_update", "/update_weight_version", RELEASE_PATH}
+    | {"/start_draft_weight_update", "/update_weight_version", RELEASE_PATH, ADAPTER_PATH}
 )
 _OPEN_PATHS = frozenset(
     [
@@ -74,12 +81,23 @@ class GuardSettings:
         is_loopback: whether only this machine can reach the server.
         backend: weight transfer engine, "gloo" or "vf_nccl".
         lease_path: file that holds the current trainer's name.
+        machine: `machine_identity` of every worker; "" when they run on several machines.
+        max_lora_rank: largest adapter it can serve beside the model; 0 without `--enable-lora`.
+        lora_modules: the modules an adapter may change.
     """
 
     token: str | None
     is_loopback: bool
     backend: str
     lease_path: str
+    machine: str = ""
+    max_lora_rank: int = 0
+    lora_modules: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def instance(self) -> str:
+        """Name of this start of the server: that of its lease's folder, which every start makes anew."""
+        return Path(self.lease_path).parent.name
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -165,6 +183,14 @@ class Answer:
     body: dict[str, Any]
 
 
+async def send_answer(answer: Answer, send: Any) -> None:
+    """Send a JSON answer over ASGI."""
+    body = json.dumps(answer.body).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
 def refuse(status: int, message: str) -> Answer:
     """An error in the shape of OpenAI's API."""
     return Answer(status, {"error": {"message": message, "type": "vf-vllm", "code": status}})
@@ -196,24 +222,27 @@ class WeightSyncGuard:
         if answer is None:
             await self._app(scope, receive, send)
             return
-        body = json.dumps(answer.body).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await send_answer(answer, send)
 
     def _answer(self, scope: dict[str, Any]) -> Answer | None:
         path = scope["path"].removeprefix(scope.get("root_path") or "")
         if path == INFO_PATH:
-            info = {
-                "backend": self._settings.backend,
-                "trainer": self._lease.holder(),
-                "version": __version__,
-            }
-            return Answer(200, info)
+            return Answer(200, self._info())
+        if (named := _named_instance(scope)) not in (None, self._settings.instance):
+            return refuse(
+                RESTARTED, f"this server was restarted: it is {self._settings.instance}, not {named}."
+            )
         if is_open(path):
             return None
         headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
         return self._refuse_stranger(path, headers) or self._lease_answer(path, headers)
+
+    def _info(self) -> dict[str, Any]:
+        settings, holder = self._settings, self._lease.holder()
+        info: dict[str, Any] = {"backend": settings.backend, "trainer": holder, "instance": settings.instance}
+        info |= {"machine": settings.machine, "max_lora_rank": settings.max_lora_rank}
+        info["lora_modules"] = settings.lora_modules
+        return info | describe_versions()
 
     def _refuse_stranger(self, path: str, headers: dict[str, str]) -> Answer | None:
         token = self._settings.token
@@ -244,3 +273,8 @@ class WeightSyncGuard:
         if path == RELEASE_PATH:
             self._lease.release(trainer)
         return Answer(200, {"trainer": self._lease.holder()}) if path in (HOLD_PATH, RELEASE_PATH) else None
+
+
+def _named_instance(scope: dict[str, Any]) -> str | None:
+    name = INSTANCE_HEADER.encode()
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name), None)

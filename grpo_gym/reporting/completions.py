@@ -40,7 +40,9 @@ def write_completions(output_dir: str | Path, step: int, groups: Sequence[Rollou
         for group in groups
         for rollout in group.rollouts
     ]
-    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), path, compression="zstd")
+    unfinished = path.with_suffix(".tmp")
+    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), unfinished, compression="zstd")
+    unfinished.replace(path)  # whoever reads a run that is still going finds whole files only
     return path
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grpo_gym.rollouts.chat import plain_messages
 from grpo_gym.rollouts.scoring import SCORER_ERROR_KEY
-from grpo_gym.rollouts.types import Rollout
+from grpo_gym.rollouts.types import Branch, Rollout
+from grpo_gym.vision.images import image_urls
 
 PROMPT_TOO_LONG = "prompt_too_long"
 
@@ -21,12 +23,16 @@ def rollout_from_output(output: Mapping[str, Any], policy_version: int) -> Rollo
     """
     steps = [step for step in output.get("trajectory") or [] if step["tokens"] is not None]
     error = failure_of(output, has_tokens=bool(steps))
-    ids, logprobs, mask = join_turns(steps)
+    first, *others = join_turns(steps) or [Branch([], [], [], [])]
+    images = image_urls(steps[-1].get("prompt") or []) if steps else []
+    if others and images and not error:
+        error = "images in a conversation whose history the environment rewrote cannot be trained on"
     return Rollout(
-        prompt_ids=list(steps[0]["tokens"]["prompt_ids"]) if steps else [],
-        completion_ids=ids,
-        sampler_logprobs=logprobs,
-        loss_mask=mask,
+        prompt_ids=first.prompt_ids,
+        completion_ids=first.completion_ids,
+        sampler_logprobs=first.sampler_logprobs,
+        loss_mask=first.loss_mask,
+        branches=others,
         reward=None if error else float(output["reward"]),
         metrics={}
         if error
@@ -35,6 +41,7 @@ def rollout_from_output(output: Mapping[str, Any], policy_version: int) -> Rollo
         finish_reason="length" if output.get("is_truncated") else "stop",
         error=error,
         completion_text=messages_text(output.get("completion")),
+        images=images,
     )
 
 
@@ -57,21 +64,33 @@ def failure_of(output: Mapping[str, Any], has_tokens: bool) -> str | None:
     return None
 
 
-def join_turns(steps: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[float], list[int]]:
-    """Completion ids, sampler log-probs and loss mask over all turns after the first prompt."""
-    ids: list[int] = []
-    logprobs: list[float] = []
-    mask: list[int] = []
-    known = len(steps[0]["tokens"]["prompt_ids"]) if steps else 0
+def join_turns(steps: Sequence[Mapping[str, Any]]) -> list[Branch]:
+    """The turns as token sequences: one, unless a turn's prompt does not start with the ids so far.
+
+    A turn belongs to the sequence that its prompt extends: the policy's tokens have loss mask 1, what the
+    environment wrote between them 0. A turn whose prompt extends none starts a sequence of its own.
+    """
+    branches: list[Branch] = []
     for step in steps:
         tokens = step["tokens"]
-        environment_ids = list(tokens["prompt_ids"][known:])
-        completion_ids = list(tokens["completion_ids"])
-        ids += environment_ids + completion_ids
-        logprobs += [0.0] * len(environment_ids) + list(tokens["completion_logprobs"])
-        mask += [0] * len(environment_ids) + [1] * len(completion_ids)
-        known = len(tokens["prompt_ids"]) + len(completion_ids)
-    return ids, logprobs, mask
+        prompt_ids, completion_ids = list(tokens["prompt_ids"]), list(tokens["completion_ids"])
+        branch = next((b for b in reversed(branches) if _extends(prompt_ids, b)), None)
+        if branch is None:
+            branch = Branch(prompt_ids, [], [], [])
+            branches.append(branch)
+        environment_ids = prompt_ids[len(branch.prompt_ids) + len(branch.completion_ids) :]
+        branch.completion_ids += environment_ids + completion_ids
+        branch.sampler_logprobs += [0.0] * len(environment_ids) + list(tokens["completion_logprobs"])
+        branch.loss_mask += [0] * len(environment_ids) + [1] * len(completion_ids)
+    return branches
+
+
+def _extends(prompt_ids: list[int], branch: Branch) -> bool:
+    known = len(branch.prompt_ids)
+    return (
+        prompt_ids[:known] == branch.prompt_ids
+        and prompt_ids[known : known + len(branch.completion_ids)] == branch.completion_ids
+    )
 
 
 def messages_text(messages: Any) -> str:
@@ -82,8 +101,13 @@ def messages_text(messages: Any) -> str:
         return messages
     plain = plain_messages(messages)
     if len(plain) == 1:
-        return _content_text(plain[0].get("content"))
-    return "\n".join(f"[{m.get('role')}] {_content_text(m.get('content'))}" for m in plain)
+        return _message_text(plain[0])
+    return "\n".join(f"[{m.get('role')}] {_message_text(m)}" for m in plain)
+
+
+def _message_text(message: Mapping[str, Any]) -> str:
+    calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls") or []]
+    return "\n".join(filter(None, [_content_text(message.get("content")), *calls]))
 
 
 def _content_text(content: Any) -> str:

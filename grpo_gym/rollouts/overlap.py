@@ -14,7 +14,13 @@ from typing import Any
 
 from grpo_gym.rollouts.engine import RolloutEngine
 from grpo_gym.rollouts.prompts import PromptStream, Row
-from grpo_gym.rollouts.source import RolloutSource, SourceSettings, StepRollouts, check_some_rollout_is_valid
+from grpo_gym.rollouts.source import (
+    RolloutSource,
+    SourceSettings,
+    StepRollouts,
+    check_some_rollout_is_valid,
+    spread_by_task,
+)
 from grpo_gym.rollouts.types import RolloutGroup
 
 
@@ -35,7 +41,7 @@ class OverlappedSource(RolloutSource):
         """The first finished groups that are fresh enough; more are started before it returns."""
         start = time.perf_counter()
         wanted = self.settings.prompts_per_step
-        kept: list[RolloutGroup] = []
+        kept: dict[int, RolloutGroup] = {}
         spare: list[RolloutGroup] = []
         num_stale = 0
         while len(kept) < wanted:
@@ -45,18 +51,22 @@ class OverlappedSource(RolloutSource):
                 self._again.append(ticket)
                 num_stale += 1
             elif self._is_wanted(group, len(kept) + len(spare)):
-                kept.append(group)
+                kept[ticket] = group
             else:
                 spare.append(group)
         self._start_groups(wanted * self.settings.max_staleness)
-        check_some_rollout_is_valid(kept)
-        generated = kept + spare
+        # By ticket, not by who was faster: what is trained on decides the step, the order of its sums does not.
+        groups = [kept[ticket] for ticket in sorted(kept)]
+        check_some_rollout_is_valid(groups)
+        generated = groups + spare
         return StepRollouts(
-            kept,
+            groups,
             time.perf_counter() - start,
             num_generated=len(generated) + num_stale,
             num_uninformative=sum(not group.has_spread for group in generated),
             num_stale=num_stale,
+            spread=spread_by_task(generated),
+            prompt_epochs=self.stream.epochs,
         )
 
     def state_dict(self) -> dict[str, Any]:

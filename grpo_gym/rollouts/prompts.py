@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Protocol, runtime_checkable
 
-import torch
 import verifiers as vf
+
+from grpo_gym.rollouts.permutation import permuted
 
 Row = dict[str, Any]
 Split = Literal["train", "eval"]
@@ -83,8 +84,6 @@ class PromptStream:
         self._shuffle = shuffle
         self._accepts = accepts or (lambda row: True)
         self._position = 0
-        self._order: torch.Tensor | None = None
-        self._order_epoch = -1
         self.num_skipped = 0
 
     def __iter__(self) -> Iterator[tuple[int, Row]]:
@@ -108,6 +107,11 @@ class PromptStream:
             "max_prompt_length allows; raise max_prompt_length, lower max_completion_length or shorten the prompts."
         )
 
+    @property
+    def epochs(self) -> float:
+        """Passes over the rows so far."""
+        return self._position / len(self._rows)
+
     def row_at(self, ticket: int) -> Row:
         """The row a ticket stands for."""
         return self._rows[self._index_at(ticket)]
@@ -123,11 +127,4 @@ class PromptStream:
 
     def _index_at(self, position: int) -> int:
         epoch, offset = divmod(position, len(self._rows))
-        if not self._shuffle:
-            return offset
-        if epoch != self._order_epoch:
-            generator = torch.Generator().manual_seed(self._seed + epoch)
-            self._order = torch.randperm(len(self._rows), generator=generator)
-            self._order_epoch = epoch
-        assert self._order is not None
-        return int(self._order[offset])
+        return permuted(offset, len(self._rows), self._seed + epoch) if self._shuffle else offset

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from grpo_gym.inference.sampler import SamplingParams
@@ -24,6 +24,8 @@ class StepRollouts:
         num_generated: groups generated, with those that were then left out.
         num_uninformative: generated groups whose rewards are all equal.
         num_stale: groups dropped because the policy had moved on too far.
+        spread: share of the generated groups of each task whose rewards differ.
+        prompt_epochs: passes over the prompts so far; refills draw more prompts than the steps of an epoch count.
     """
 
     groups: list[RolloutGroup]
@@ -31,11 +33,13 @@ class StepRollouts:
     num_generated: int
     num_uninformative: int = 0
     num_stale: int = 0
+    spread: dict[str, float] = field(default_factory=dict)
+    prompt_epochs: float = 0.0
 
     @property
     def num_completion_tokens(self) -> int:
         """Sampled tokens of the step's rollouts."""
-        return sum(sum(r.loss_mask) for group in self.groups for r in group.rollouts)
+        return sum(r.num_sampled for group in self.groups for r in group.rollouts)
 
     def metrics(self) -> dict[str, float]:
         """What was left out on the way to the step."""
@@ -44,6 +48,8 @@ class StepRollouts:
             "informative_fraction": 1.0 - self.num_uninformative / generated,
             "rollouts/groups_generated": float(self.num_generated),
             "rollouts/groups_stale": float(self.num_stale),
+            **{f"spread/{task}": share for task, share in self.spread.items()},
+            "prompts/epochs": self.prompt_epochs,
         }
 
 
@@ -111,6 +117,8 @@ class RolloutSource:
             time.perf_counter() - start,
             num_generated=len(generated),
             num_uninformative=sum(not group.has_spread for group in generated),
+            spread=spread_by_task(generated),
+            prompt_epochs=self.stream.epochs,
         )
 
     def evaluate(self, rows: Sequence[Row], num_samples: int, params: SamplingParams) -> list[RolloutGroup]:
@@ -138,6 +146,14 @@ class RolloutSource:
 
     def _seed(self, ticket: int) -> int | None:
         return None if self.settings.seed is None else mix_seed(self.settings.seed, ticket)
+
+
+def spread_by_task(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """Share of the prompts of each task whose rollouts differ in reward: where there is something to learn."""
+    by_task: dict[str, list[bool]] = {}
+    for group in groups:
+        by_task.setdefault(group.task, []).append(group.has_spread)
+    return {task: sum(spreads) / len(spreads) for task, spreads in sorted(by_task.items())}
 
 
 def check_some_rollout_is_valid(groups: Sequence[RolloutGroup]) -> None:

@@ -9,13 +9,27 @@ FinishReason = Literal["stop", "length"]
 
 
 @dataclass(slots=True)
+class Branch:
+    """Turns that did not go on from the ones before: the environment rewrote the history.
+
+    The fields are those of `Rollout`; the reward is that of the rollout it belongs to.
+    """
+
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    sampler_logprobs: list[float]
+    loss_mask: list[int]
+
+
+@dataclass(slots=True)
 class Rollout:
     """One scored sample of the policy, as tokens: what was sampled is what is trained on.
 
     `completion_ids`, `sampler_logprobs` and `loss_mask` have one entry per completion token.
     `loss_mask` is 1 where the policy sampled the token and 0 where the environment wrote it
     (tool results, later user turns). `reward` is None when the rollout could not be generated
-    or scored; `error` then says why, and the rollout never enters an advantage.
+    or scored; `error` then says why, and the rollout never enters an advantage. `images` are the data
+    URIs of the pictures in the prompt and in environment turns, in order; the ids hold their expanded placeholders.
     """
 
     prompt_ids: list[int]
@@ -28,6 +42,17 @@ class Rollout:
     finish_reason: FinishReason | None = None
     error: str | None = None
     completion_text: str = ""
+    images: list[str] = field(default_factory=list)
+    branches: list[Branch] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        # From a checkpoint they come as plain mappings.
+        self.branches = [Branch(**b) if isinstance(b, dict) else b for b in self.branches]
+
+    @property
+    def num_sampled(self) -> int:
+        """Tokens the policy sampled, over all turns and branches."""
+        return sum(self.loss_mask) + sum(sum(branch.loss_mask) for branch in self.branches)
 
     @property
     def is_valid(self) -> bool:

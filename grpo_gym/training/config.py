@@ -10,14 +10,17 @@ import torch
 from dotenv import find_dotenv, load_dotenv
 from transformers import HfArgumentParser, TrainingArguments
 
+from grpo_gym.inference.rollout_dtype import ROLLOUT_DTYPES
 from grpo_gym.inference.sampler import SamplingParams
 from grpo_gym.training.advantages import ADVANTAGE_SCALES
 from grpo_gym.training.batch_arithmetic import BatchPlan, plan_batch
 from grpo_gym.training.choices import check_choice
+from grpo_gym.training.launch_checks import check_launch, choose_device, one_line_errors
 from grpo_gym.training.losses import CISPO_RATIO_CAP, LOSS_TYPES, resolve_epsilon_high
 from grpo_gym.training.mismatch import MISMATCH_MODES
 
 VLLM_MODES = ("server", "colocate")
+LORA_SYNCS = ("merge", "adapter")
 CLIP_RANGES = {"gspo": (3e-4, 4e-4), "cispo": (0.2, CISPO_RATIO_CAP)}
 """`epsilon`, `epsilon_high` where they differ from 0.2 and 0.28 (PPO's and DAPO's clip-higher): GSPO's ratio
 is a mean over a sequence and moves far less, CISPO's upper limit is a cap of the ratio itself."""
@@ -64,6 +67,11 @@ class GRPOConfig(TrainingArguments):
         None, "Attention of generation and the padded path: sdpa, eager, ..."
     )
 
+    freeze_vision_tower: bool = _option(False, "Vision-language models: leave the vision tower as it is.")
+    freeze_multimodal_projector: bool = _option(
+        False, "Vision-language models: leave what maps image features to embeddings as it is."
+    )
+
     # Rollouts
     num_generations: int = _option(8, "Completions per prompt (the group size G).")
     max_prompt_length: int | None = _option(
@@ -94,6 +102,12 @@ class GRPOConfig(TrainingArguments):
         None, "How many versions old rollouts may be. 0: strictly on-policy. None: 1 with a server, else 0."
     )
 
+    rollout_dtype: str | None = _option(
+        None,
+        "Dtype of in-process generation: float32, bfloat16, or auto for whichever is faster here. None: the policy's "
+        "own. Another one keeps a copy of the weights, and importance_sampling_mode corrects the difference.",
+    )
+
     # vLLM
     use_vllm: bool = _option(False, "Sample with a vf-vllm server instead of in this process.")
     vllm_mode: str = _option(
@@ -111,6 +125,11 @@ class GRPOConfig(TrainingArguments):
         None,
         "Largest mean difference in nats of server's and trainer's log-probs after a sync. None: 0.02; 0.15 on GPUs, "
         "where bfloat16 rounds.",
+    )
+    lora_sync: str = _option(
+        "merge",
+        "How LoRA reaches a server: merge sends whole merged weights; adapter sends the adapter alone, to a vf-vllm "
+        "started with --enable-lora.",
     )
 
     # Advantages and loss
@@ -145,6 +164,9 @@ class GRPOConfig(TrainingArguments):
     )
 
     # Evaluation and logs
+    fixed_eval_steps: int | None = _option(
+        None, "Evaluate every this many optimizer steps (eval_strategy='steps' with eval_steps)."
+    )
     eval_num_problems: int = _option(64, "Held-out problems of an evaluation.")
     eval_num_samples: int = _option(1, "Samples per held-out problem.")
     eval_temperature: float | None = _option(
@@ -164,8 +186,12 @@ class GRPOConfig(TrainingArguments):
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         self._resolve_completion_length()
+        if self.fixed_eval_steps:
+            self.eval_strategy, self.eval_steps = "steps", self.fixed_eval_steps
         self._check_reporting()
+        choose_device(self)
         super().__post_init__()
+        check_launch(self)
         self._check_choices()
         self._check_numbers()
         plan = self.batch_plan
@@ -182,7 +208,8 @@ class GRPOConfig(TrainingArguments):
         load_dotenv(find_dotenv(usecwd=True))
         parser = HfArgumentParser(cls)  # type: ignore[arg-type]
         parser.set_defaults(**defaults)
-        (config,) = parser.parse_args_into_dataclasses(args=argv)
+        with one_line_errors(parser.prog):
+            (config,) = parser.parse_args_into_dataclasses(args=argv)
         return config
 
     @property
@@ -253,9 +280,12 @@ class GRPOConfig(TrainingArguments):
             "scale_rewards": ADVANTAGE_SCALES,
             "importance_sampling_mode": MISMATCH_MODES,
             "vllm_mode": VLLM_MODES,
+            "lora_sync": LORA_SYNCS,
         }
         for name, allowed in choices.items():
             check_choice(name, getattr(self, name), allowed)
+        if self.rollout_dtype is not None:
+            check_choice("rollout_dtype", self.rollout_dtype, ROLLOUT_DTYPES)
         epsilon, epsilon_high = CLIP_RANGES.get(self.loss_type, (0.2, 0.28))
         self.epsilon = epsilon if self.epsilon is None else self.epsilon
         if self.epsilon_high is None:

@@ -114,7 +114,7 @@ def _reward_metrics(rollouts: Sequence[Rollout], groups: Sequence[RolloutGroup])
 
 
 def _length_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    lengths = torch.tensor([len(r.completion_ids) for r in rollouts], dtype=torch.float64)
+    lengths = torch.tensor([r.num_sampled for r in rollouts], dtype=torch.float64)
     ended = lengths[torch.tensor([not r.is_truncated for r in rollouts])]
     metrics = {
         "completions/mean_length": float(lengths.mean()),

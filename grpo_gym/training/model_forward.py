@@ -11,6 +11,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from grpo_gym.training.attention import install_packed_attention, no_mask
 from grpo_gym.training.packing import PackedBatch
+from grpo_gym.vision.loading import sees_images
+from grpo_gym.vision.model_inputs import padded_masks, sampled_image_tokens_as_text, token_types
 
 PackingSupport = Literal["shared_prefix", "separate", "padded"]
 
@@ -51,6 +53,8 @@ def packing_support(model_or_config: PreTrainedModel | PretrainedConfig) -> tupl
         empty for "shared_prefix".
     """
     config: Any = getattr(model_or_config, "config", model_or_config)
+    if sees_images(config):
+        return "padded", f"{config.model_type} prompts have images"
     if config.model_type not in PACKABLE_MODEL_TYPES:
         return "padded", f"packing is not tested for {config.model_type} models"
     other_layers = sorted(set(getattr(config, "layer_types", None) or ()) - _ATTENTION_LAYERS)
@@ -105,7 +109,9 @@ def pad_sequences(batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
     input_ids = flat_ids.new_zeros((len(indices), longest))
     attention_mask = torch.zeros_like(input_ids)
     places = [torch.zeros(0, dtype=torch.long)]
-    completion_lengths = batch.completion_lengths or [0] * len(indices)
+    # Sequences without a rollout (the filling of an empty micro-batch) come last and score nothing.
+    lengths = batch.completion_lengths
+    completion_lengths = lengths + [0] * (len(indices) - len(lengths))
     for row, (index, num_scored) in enumerate(zip(indices, completion_lengths, strict=True)):
         input_ids[row, : len(index)] = flat_ids[index.to(flat_ids.device)]
         attention_mask[row, : len(index)] = 1
@@ -115,7 +121,13 @@ def pad_sequences(batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
 
 def _padded_hidden_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     input_ids, attention_mask, places = pad_sequences(batch)
-    return _decode(model, input_ids, attention_mask=attention_mask).flatten(0, 1)[places]
+    if batch.vision is None:
+        return _decode(model, input_ids, attention_mask=attention_mask).flatten(0, 1)[places]
+    image_token_id = model.config.image_token_id
+    is_image = padded_masks(batch.vision.is_image, attention_mask.sum(dim=1).tolist())
+    inputs = {**batch.vision.pixels, **token_types(model.config, is_image)}
+    with sampled_image_tokens_as_text(model, input_ids, is_image, image_token_id) as ids:
+        return _decode(model, ids, attention_mask=attention_mask, **inputs).flatten(0, 1)[places]
 
 
 def _decode(model: PreTrainedModel, input_ids: Tensor, **kwargs: Any) -> Tensor:

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grpo_gym.vision.model_inputs import VisionInputs
+
 Span = tuple[int, int]
 
 
@@ -81,6 +83,7 @@ class PackedBatch:
         target_ids: [N] long, the completion tokens.
         sequence_index: [N] long, index into `rollout_ids`.
         rollout_ids: the rollouts of this micro-batch; tokens in [N] follow their order.
+        vision: the pictures of the sequences, for vision-language models.
     """
 
     input_ids: Tensor
@@ -90,6 +93,7 @@ class PackedBatch:
     target_ids: Tensor
     sequence_index: Tensor
     rollout_ids: list[int]
+    vision: VisionInputs | None = None
 
     @property
     def completion_lengths(self) -> list[int]:
@@ -99,7 +103,10 @@ class PackedBatch:
     def to(self, device: torch.device | str) -> PackedBatch:
         """A copy with its tensors on `device`."""
         names = ("input_ids", "position_ids", "predict_index", "target_ids", "sequence_index")
-        return dataclasses.replace(self, **{name: getattr(self, name).to(device) for name in names})
+        moved: dict[str, Any] = {name: getattr(self, name).to(device) for name in names}
+        if self.vision is not None:
+            moved["vision"] = self.vision.to(device)
+        return dataclasses.replace(self, **moved)
 
 
 def pack_groups(

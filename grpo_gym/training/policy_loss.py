@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from grpo_gym.rollouts.chat import ChatRenderer
 from grpo_gym.training.config import GRPOConfig
 from grpo_gym.training.logprobs import completion_logprobs, install_logprob_forward, supports_shared_prefix
 from grpo_gym.training.losses import importance_ratio, kl_k3, kl_penalty, policy_loss
 from grpo_gym.training.metrics import Reduction
 from grpo_gym.training.mismatch import mismatch_weights
-from grpo_gym.training.packing import PackedBatch, balance_over_ranks, pack_groups, pad_packs
+from grpo_gym.training.packing import PackedBatch, balance_over_ranks, pack_groups, pad_packs, split_for_ranks
 from grpo_gym.training.step_batch import StepBatch
+from grpo_gym.vision.renderer import ImageChatRenderer
+from grpo_gym.vision.training_batch import with_images
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +31,18 @@ class PolicyLoss:
         model: the unwrapped policy; its forward learns to return log-probs of packed completions.
         reference: the frozen model of the KL term; None when beta is 0 or an adapter can be switched off.
         args: loss settings.
+        renderer: messages to ids; that of a vision-language model gives the pixels, too.
     """
 
-    def __init__(self, model: nn.Module, reference: nn.Module | None, args: GRPOConfig) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        reference: nn.Module | None,
+        args: GRPOConfig,
+        renderer: ChatRenderer | None = None,
+    ) -> None:
         self.args = args
+        self._images = renderer if isinstance(renderer, ImageChatRenderer) else None
         self.reference = reference
         self._old_logprobs: dict[int, Tensor] = {}
         for each in filter(None, (model, reference)):
@@ -48,6 +59,7 @@ class PolicyLoss:
     def micro_batches(self, batch: StepBatch, rank: int, num_ranks: int) -> list[PackedBatch]:
         """The rank's share of the step; every rank gets the same number of micro-batches, at least one."""
         inputs = batch.pack_inputs(batch.trainable(keep_all=self.args.beta != 0.0))
+        inputs = split_for_ranks(inputs, num_ranks)
         shares = balance_over_ranks(inputs, num_ranks)
         packs = [
             pack_groups(
@@ -62,6 +74,8 @@ class PolicyLoss:
     def __call__(self, model: nn.Module, pack: PackedBatch, batch: StepBatch, metrics: Reduction) -> Tensor:
         """Scalar loss of one micro-batch: its part of the whole step's loss."""
         device = next(model.parameters()).device
+        if self._images is not None:
+            pack = with_images(pack, batch.rollouts, self._images)
         pack = pack.to(device)
         logprobs, entropy = self._logprobs(model, pack)
         tokens = _TokenData.gather(pack, batch, device)

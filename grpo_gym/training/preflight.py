@@ -5,14 +5,17 @@ from __future__ import annotations
 import warnings
 
 import verifiers as vf
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+from grpo_gym.evaluation.stable_rows import held_out_rows
 from grpo_gym.inference.server_api import check_server, wait_for_server
 from grpo_gym.models import resolve_model
 from grpo_gym.rollouts.chat import ChatRenderer, check_chat_template
-from grpo_gym.rollouts.prompts import EnvironmentRows, LazyRows, PromptStream, Row, select_eval_rows
+from grpo_gym.rollouts.prompts import EnvironmentRows, LazyRows, PromptStream, Row
+from grpo_gym.rollouts.tool_calls import offered_tools
 from grpo_gym.training.config import GRPOConfig
-from grpo_gym.training.model_loading import context_length, load_tokenizer
+from grpo_gym.training.hub import check_hub
+from grpo_gym.training.model_loading import context_length, load_renderer
 
 
 class Preflight:
@@ -20,6 +23,7 @@ class Preflight:
 
     Attributes:
         model_name: name or resolved path of the model.
+        processing_class: the tokenizer, or the processor of a vision-language model.
         tokenizer: the run's tokenizer.
         renderer: messages to ids.
         served_model_name: the name the servers know the model by.
@@ -39,21 +43,25 @@ class Preflight:
         model: str | PreTrainedModel,
         env: vf.Environment,
         args: GRPOConfig,
-        tokenizer: PreTrainedTokenizerBase | None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None,
     ) -> None:
         self.args = args
+        self._env = env
         self.model_name = resolve_model(model) if isinstance(model, str) else model.config._name_or_path
+        check_hub(args)
         warn_about_biased_ratios(args)
-        self.tokenizer = load_tokenizer(model, tokenizer)
-        check_chat_template(self.tokenizer, self.model_name)
-        self.renderer = ChatRenderer(self.tokenizer)
-        self.max_model_len = min(context_length(model), args.vllm_max_model_len or 2**31)
+        self.processing_class, self.renderer = load_renderer(model, processing_class, args.model_init_kwargs)
+        self.tokenizer = self.renderer.tokenizer
+        check_chat_template(self.processing_class, self.model_name)
+        context = context_length(model, args.model_init_kwargs)
+        self.max_model_len = min(context, args.vllm_max_model_len or 2**31)
         self.served_model_name = self.model_name
         if args.use_vllm and args.vllm_mode == "server":
             self._check_servers()
         self.max_prompt_len = self._max_prompt_length()
         rows = EnvironmentRows(env, "train")
         self.first_row = rows[0]
+        warn_about_ignored_tools(self.renderer, env, self.first_row)
         self.stream = PromptStream(rows, args.seed, args.shuffle_dataset, self._fits)
         self._check_some_prompt_fits(rows)
         self.has_eval_set = warn_without_eval_set(env)
@@ -61,7 +69,7 @@ class Preflight:
         self.steps_per_epoch = -(-len(rows) // args.batch_plan.prompts_per_step) * args.num_iterations
 
     def _fitting_eval_rows(self, env: vf.Environment) -> list[Row]:
-        rows = select_eval_rows(EnvironmentRows(env, "eval"), self.args.eval_num_problems)
+        rows = held_out_rows(env, self.args.eval_num_problems)
         fitting = [row for row in rows if self._fits(row)]
         if len(fitting) < len(rows):
             warnings.warn(
@@ -81,7 +89,7 @@ class Preflight:
         return min(room, self.args.max_prompt_length or room)
 
     def _fits(self, row: Row) -> bool:
-        return len(self.renderer.prompt_ids(row["prompt"])) <= self.max_prompt_len
+        return len(self.renderer.prompt_ids(row["prompt"], offered_tools(self._env, row))) <= self.max_prompt_len
 
     def _check_some_prompt_fits(self, rows: EnvironmentRows) -> None:
         """Draw once from a stream of its own, which raises when no prompt fits."""
@@ -106,6 +114,17 @@ def warn_without_eval_set(env: vf.Environment) -> bool:
             stacklevel=4,
         )
     return has_eval_set
+
+
+def warn_about_ignored_tools(renderer: ChatRenderer, env: vf.Environment, row: Row) -> None:
+    """Warn when the environment has tools that the chat template does not write into the prompt."""
+    tools = offered_tools(env, row)
+    if tools and renderer.ignores_tools(row["prompt"], tools):
+        warnings.warn(
+            "the environment has tools, but the model's chat template does not show them; describe the tools and "
+            "<tool_call> in the system prompt, or use a model whose template knows tools.",
+            stacklevel=4,
+        )
 
 
 def warn_about_biased_ratios(args: GRPOConfig) -> None:

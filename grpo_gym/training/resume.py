@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.trainer_utils import get_last_checkpoint
 
 from grpo_gym.rollouts.source import StepRollouts
 from grpo_gym.rollouts.types import Rollout, RolloutGroup
@@ -17,15 +16,17 @@ if TYPE_CHECKING:
     from grpo_gym.training.trainer import GRPOTrainer
 
 ROLLOUT_STATE_NAME = "rollout_state.json"
+AUTO = "auto"
 
 
-def save_rollout_state(trainer: GRPOTrainer) -> None:
-    """Write `rollout_state.json` into the newest checkpoint; called by every rank, written by rank 0."""
+def save_rollout_state(trainer: GRPOTrainer, directory: Path) -> None:
+    """Write `rollout_state.json` into a checkpoint; called by every rank, written by rank 0."""
     unfinished = trainer.state.global_step % trainer.args.num_iterations != 0
     old_logprobs = _merged_over_ranks(trainer.policy_loss.state_dict()) if unfinished else {}
+    # The file says that the checkpoint is complete, so every rank must be done with its part.
+    trainer.accelerator.wait_for_everyone()
     if not trainer.is_world_process_zero():
         return
-    directory = Path(str(trainer.args.output_dir)) / f"checkpoint-{trainer.state.global_step}"
     assert trainer.rollouts is not None
     assert trainer.rollouts.source is not None
     state = {"source": trainer.rollouts.source.state_dict(), "pending": None}
@@ -34,7 +35,9 @@ def save_rollout_state(trainer: GRPOTrainer) -> None:
             "groups": [dataclasses.asdict(group) for group in trainer.last_groups.groups],
             "old_logprobs": old_logprobs,
         }
-    (directory / ROLLOUT_STATE_NAME).write_text(json.dumps(state))
+    unfinished_file = directory / f"{ROLLOUT_STATE_NAME}.incomplete"
+    unfinished_file.write_text(json.dumps(state))
+    unfinished_file.replace(directory / ROLLOUT_STATE_NAME)
 
 
 def load_rollout_state(trainer: GRPOTrainer, checkpoint: str) -> None:
@@ -57,19 +60,38 @@ def load_rollout_state(trainer: GRPOTrainer, checkpoint: str) -> None:
         trainer.policy_loss.load_state_dict(state["pending"]["old_logprobs"], trainer.args.device)
 
 
-def find_last_checkpoint(output_dir: str) -> str:
-    """The newest checkpoint of a run.
+def choose_checkpoint(choice: str | bool | None, output_dir: str) -> str | None:
+    """The checkpoint to go on from; None to start anew.
+
+    Args:
+        choice: a folder; True for the newest checkpoint of the run; "auto" for the same, when there is one (a job
+            that is queued again after its time limit runs the same command).
+        output_dir: the run's folder.
 
     Raises:
-        ValueError: there is none.
+        ValueError: True, and there is none.
     """
-    found = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
-    if found is None:
+    if not choice:
+        return None
+    if choice is not True and choice != AUTO:
+        return str(choice)
+    found = find_last_checkpoint(output_dir)
+    if found is None and choice is True:
         raise ValueError(
-            f"resume_from_checkpoint=True, but {output_dir} has no checkpoint-*; "
-            "train without it, or lower save_steps so that there is one the next time."
+            f"resume_from_checkpoint=True, but {output_dir} has no checkpoint-* that is complete; "
+            'use "auto" to start anew then, or lower save_steps so that there is one the next time.'
         )
-    return str(found)
+    return found
+
+
+def find_last_checkpoint(output_dir: str) -> str | None:
+    """The newest complete checkpoint of a run: `rollout_state.json` is written last."""
+    numbered = [
+        (int(path.name.removeprefix("checkpoint-")), path)
+        for path in Path(output_dir).glob("checkpoint-*")
+        if path.name.removeprefix("checkpoint-").isdigit() and (path / ROLLOUT_STATE_NAME).is_file()
+    ]
+    return str(max(numbered)[1]) if numbered else None
 
 
 def _merged_over_ranks(state: dict[str, list[float]]) -> dict[str, list[float]]:

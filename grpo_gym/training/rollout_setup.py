@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from grpo_gym.inference.adapter_endpoint import ADAPTER_NAME, served_rank
 from grpo_gym.inference.backends import Backend, ColocatedBackend, LocalBackend, ServerBackend
-from grpo_gym.inference.colocate import ColocatedServer
+from grpo_gym.inference.colocate import ColocatedServer, source_flags
 from grpo_gym.rollouts.engine import RolloutEngine
 from grpo_gym.rollouts.manager import RolloutManager
 from grpo_gym.rollouts.overlap import OverlappedSource
 from grpo_gym.rollouts.prompts import PromptStream
 from grpo_gym.rollouts.source import RolloutSource, SourceSettings
+from grpo_gym.training.adapter_weights import adapted_modules, adapter_config_of, check_adapter
 from grpo_gym.training.canary import Canary
 from grpo_gym.training.config import GRPOConfig
 from grpo_gym.training.model_loading import sequence_end_ids
+from grpo_gym.vision.generate import generator_for
 
 if TYPE_CHECKING:
     from grpo_gym.training.trainer import GRPOTrainer
@@ -63,11 +67,18 @@ def _build_backend(trainer: GRPOTrainer) -> Backend:
             eos_token_ids=sequence_end_ids(model, preflight.tokenizer),
             max_model_len=preflight.max_model_len,
             seed=args.seed,
+            rollout_dtype=args.rollout_dtype,
+            generate_batch=generator_for(preflight.renderer),
         )
+    adapter = _adapter_to_send(args, model)
+    if adapter is not None:
+        preflight.served_model_name = ADAPTER_NAME
     common: dict[str, Any] = {
+        "adapter": adapter,
         "model_name": preflight.served_model_name,
         "accelerator": trainer.accelerator,
         "request_timeout": args.vllm_request_timeout,
+        "server_timeout": args.vllm_server_timeout if args.vllm_mode == "server" else 0.0,
         "canary": Canary(trainer),
     }
     if args.vllm_mode == "server":
@@ -78,6 +89,29 @@ def _build_backend(trainer: GRPOTrainer) -> Backend:
             preflight.model_name,
             gpu_memory_utilization=args.vllm_gpu_memory_utilization,
             max_model_len=preflight.max_prompt_len + args.max_completion_length,
+            extra_args=[*source_flags(args.model_init_kwargs), *_adapter_flags(adapter)],
         )
         server.start(timeout=args.vllm_server_timeout)
     return ColocatedBackend(server, urls=[server.base_url] if server else [""], **common)
+
+
+def _adapter_to_send(args: GRPOConfig, model: Any) -> Any | None:
+    """The LoRA configuration when only the adapter is sent, with the names of the modules it changes.
+
+    Raises:
+        ValueError: lora_sync="adapter" with an adapter that vLLM does not serve, or without one.
+    """
+    if args.lora_sync != "adapter":
+        return None
+    adapter = adapter_config_of(model)
+    modules = adapted_modules(model)
+    check_adapter(adapter, modules)
+    # PEFT also takes patterns; vLLM wants names.
+    return dataclasses.replace(adapter, target_modules=modules)
+
+
+def _adapter_flags(adapter: Any | None) -> list[str]:
+    if adapter is None:
+        return []
+    modules = ["--lora-target-modules", *sorted(adapter.target_modules)]
+    return ["--enable-lora", "--max-lora-rank", str(served_rank(adapter.r)), *modules]

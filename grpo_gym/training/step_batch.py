@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ from grpo_gym.training.packing import PackInput
 @dataclass(slots=True)
 class StepBatch:
     """B rollouts of one optimizer step, on the CPU, the same on every rank.
+
+    A rollout whose environment rewrote the history counts as several here, one for each branch, with the advantage
+    and the token weight of the whole.
 
     Attributes:
         rollouts: the rollouts, group after group.
@@ -43,9 +47,11 @@ class StepBatch:
 
     def pack_inputs(self, rollout_ids: Sequence[int]) -> list[PackInput]:
         """The rollouts as groups that share a prompt."""
-        by_group: dict[int, list[int]] = {}
+        # An environment may give each rollout of a group a prompt of its own.
+        by_group: dict[tuple[int, tuple[int, ...]], list[int]] = {}
         for rollout_id in rollout_ids:
-            by_group.setdefault(int(self.group_index[rollout_id]), []).append(rollout_id)
+            prompt = tuple(self.rollouts[rollout_id].prompt_ids)
+            by_group.setdefault((int(self.group_index[rollout_id]), prompt), []).append(rollout_id)
         return [
             PackInput(
                 prompt_ids=self.rollouts[ids[0]].prompt_ids,
@@ -77,7 +83,7 @@ def make_step_batch(
     lengths = torch.tensor(
         [trained_length(r, mask_truncated_completions) for r in rollouts], dtype=torch.long
     )
-    return StepBatch(
+    batch = StepBatch(
         rollouts=rollouts,
         group_index=group_index,
         rewards=rewards,
@@ -91,10 +97,36 @@ def make_step_batch(
             batch_index=torch.arange(len(rollouts)) // per_device_train_batch_size,
         ),
     )
+    return _with_branches(batch, mask_truncated_completions) if any(r.branches for r in rollouts) else batch
 
 
 def trained_length(rollout: Rollout, mask_truncated_completions: bool) -> int:
-    """Tokens of a rollout that enter the loss."""
+    """Tokens of a rollout that enter the loss, over all of its branches."""
     if not rollout.is_valid or (mask_truncated_completions and rollout.is_truncated):
         return 0
-    return sum(rollout.loss_mask)
+    return rollout.num_sampled
+
+
+def _with_branches(batch: StepBatch, mask_truncated_completions: bool) -> StepBatch:
+    """The batch with every branch in a place of its own behind its rollout."""
+    places = [(i, sequence) for i, r in enumerate(batch.rollouts) for sequence in _sequences(r)]
+    index = torch.tensor([i for i, _ in places], dtype=torch.long)
+    sequences = [sequence for _, sequence in places]
+    return StepBatch(
+        rollouts=sequences,
+        group_index=batch.group_index[index],
+        rewards=batch.rewards[index],
+        advantages=batch.advantages[index],
+        lengths=torch.tensor([trained_length(s, mask_truncated_completions) for s in sequences]),
+        weights=batch.weights[index],
+    )
+
+
+def _sequences(rollout: Rollout) -> list[Rollout]:
+    """The rollout without its branches, then each branch as a rollout."""
+    own = dataclasses.replace(rollout, branches=[])
+    fields = ("prompt_ids", "completion_ids", "sampler_logprobs", "loss_mask")
+    return [
+        own,
+        *(dataclasses.replace(own, **{name: getattr(b, name) for name in fields}) for b in rollout.branches),
+    ]

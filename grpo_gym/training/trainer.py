@@ -11,40 +11,54 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 import verifiers as vf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
-from grpo_gym.evaluation.accuracy import summarize
+from grpo_gym.evaluation.during_training import (
+    baseline_only_once,
+    evaluation_params,
+    record_evaluation,
+    wants_final_evaluation,
+    write_train_results,
+)
+from grpo_gym.reporting.callbacks import add_reporting_callbacks
 from grpo_gym.reporting.completions import print_completions, write_completions
 from grpo_gym.reporting.progress import RolloutProgressCallback
 from grpo_gym.reporting.summary import print_evaluation, print_where_things_are
 from grpo_gym.rollouts.manager import RolloutManager
 from grpo_gym.rollouts.source import StepRollouts
 from grpo_gym.training import model_loading
+from grpo_gym.training.checkpoints import AtomicCheckpoints
 from grpo_gym.training.config import GRPOConfig
+from grpo_gym.training.launch_checks import check_sharding
 from grpo_gym.training.metrics import MetricsBuffer, Reduction, rollout_metrics
+from grpo_gym.training.model_files import save_model_files
 from grpo_gym.training.policy_loss import PolicyLoss
+from grpo_gym.training.preemption import PreemptionCallback
 from grpo_gym.training.preflight import Preflight
-from grpo_gym.training.resume import find_last_checkpoint, load_rollout_state, save_rollout_state
+from grpo_gym.training.reference import make_reference, place_reference
+from grpo_gym.training.resume import choose_checkpoint, load_rollout_state, save_rollout_state
 from grpo_gym.training.rollout_setup import build_rollouts
 from grpo_gym.training.step_batch import StepBatch, make_step_batch
+from grpo_gym.vision.loading import freeze_parts
 
 
-class GRPOTrainer(Trainer):
-    """Trains a causal language model on a Verifiers environment with GRPO.
+class GRPOTrainer(AtomicCheckpoints, Trainer):
+    """Trains a causal language model, or a vision-language model, on a Verifiers environment with GRPO.
 
     Args:
         model: a name or path, "tiny" for the embedded model, or a ready model.
         env: any Verifiers environment.
         args: settings; the defaults when None.
-        processing_class: the tokenizer; the model's own when None.
+        processing_class: the tokenizer (of a vision-language model the processor); the model's own when None.
         peft_config: a peft configuration, for LoRA and its kin.
         callbacks: more transformers callbacks.
         optimizers: ready optimizer and schedule, as in `Trainer`.
@@ -60,7 +74,7 @@ class GRPOTrainer(Trainer):
         model: str | PreTrainedModel,
         env: vf.Environment,
         args: GRPOConfig | None = None,
-        processing_class: PreTrainedTokenizerBase | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
         peft_config: Any | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
@@ -69,10 +83,11 @@ class GRPOTrainer(Trainer):
         self.env = env
         self.preflight = Preflight(model, env, args, processing_class)
         policy = model_loading.load_model(model, args)
-        reference = model_loading.make_reference(policy, args.beta, peft_config is not None)
+        freeze_parts(policy, args.freeze_vision_tower, args.freeze_multimodal_projector)
+        reference = make_reference(policy, args.beta, peft_config is not None)
         policy = model_loading.apply_peft(policy, peft_config, args)
         model_loading.disable_dropout(policy)
-        self.policy_loss = PolicyLoss(policy, reference, args)
+        self.policy_loss = PolicyLoss(policy, reference, args, self.preflight.renderer)
         self.rollouts: RolloutManager | None = None
         self.last_groups: StepRollouts | None = None
         self._batch: StepBatch | None = None
@@ -81,12 +96,15 @@ class GRPOTrainer(Trainer):
             model=policy,
             args=args,
             eval_dataset=self.preflight.eval_rows,
-            processing_class=self.preflight.tokenizer,
+            processing_class=self.preflight.processing_class,
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        check_sharding(args, self.is_deepspeed_enabled, self.is_fsdp_enabled)
         self.model_accepts_loss_kwargs = False
         self._replace_progress_callbacks()
+        self.preemption = PreemptionCallback()
+        self.add_callback(self.preemption)
         self._place_reference()
 
     # ---- the hooks of transformers' Trainer -------------------------------------------------------------
@@ -94,15 +112,20 @@ class GRPOTrainer(Trainer):
     def train(  # type: ignore[override]
         self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
     ) -> TrainOutput:
-        """Train, evaluate before and after, and save the model to `output_dir`."""
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = find_last_checkpoint(str(self.args.output_dir))
-        with self._open_rollouts():
-            if resume_from_checkpoint:
-                load_rollout_state(self, str(resume_from_checkpoint))
-            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-            if self.args.eval_on_start or self.args.do_eval:
+        """Train, evaluate before and after, and save the model to `output_dir`.
+
+        SIGUSR1 and SIGTERM end it after the current step, with a checkpoint and `Preempted` (a SystemExit).
+        """
+        checkpoint = choose_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
+        with self.preemption.listening(), self._open_rollouts():
+            if checkpoint:
+                load_rollout_state(self, checkpoint)
+            with baseline_only_once(self.args, checkpoint):
+                output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+            self.preemption.raise_if_stopped(self)
+            if wants_final_evaluation(self.args, self.state):
                 self.evaluate()
+        write_train_results(self, output)
         self.save_model()
         self.save_state()
         print_where_things_are(self)
@@ -133,14 +156,11 @@ class GRPOTrainer(Trainer):
 
         In process the seeds are the same every time, too; a server samples unseeded.
         """
-        params = self.args.sampling_params
-        if self.args.eval_temperature is not None:
-            params = dataclasses.replace(params, temperature=self.args.eval_temperature)
+        params = evaluation_params(self.args)
         with self._open_rollouts() as rollouts:
             rollouts.sync(self.model_wrapped, self.state.global_step)
             groups = rollouts.evaluate(self.preflight.eval_rows, self.args.eval_num_samples, params)
-        metrics = summarize(groups, self.env.pass_threshold)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        metrics = record_evaluation(self, groups, metric_key_prefix)
         if self.is_world_process_zero():
             problems = f"{len(groups)} {'held-out' if self.preflight.has_eval_set else 'TRAINING'} problems"
             print_evaluation(metrics, self.state.global_step, f"{problems} x {self.args.eval_num_samples}")
@@ -154,9 +174,9 @@ class GRPOTrainer(Trainer):
             logs = {**logs, **self._buffer.drain()}
         super().log(logs, start_time)
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        save_rollout_state(self)
+    def _save_more(self, folder: Path) -> None:
+        save_model_files(self, folder)
+        save_rollout_state(self, folder)
 
     @contextlib.contextmanager
     def _open_rollouts(self) -> Iterator[RolloutManager]:
@@ -183,6 +203,11 @@ class GRPOTrainer(Trainer):
         self.use_rollouts(step)
         self._report_rollouts(step)
         assert self._batch is not None
+        return self._batch
+
+    @property
+    def step_batch(self) -> StepBatch | None:
+        """The rollouts of the current step with their advantages; None before the first."""
         return self._batch
 
     def use_rollouts(self, step: StepRollouts) -> None:
@@ -255,15 +280,13 @@ class GRPOTrainer(Trainer):
             self.remove_callback(callback)
         if not self.args.disable_tqdm:
             self.add_callback(RolloutProgressCallback())
+        add_reporting_callbacks(self)
 
     def _place_reference(self) -> None:
         reference = self.policy_loss.reference
         if reference is None:
             return
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            self.policy_loss.reference = self.accelerator.prepare_model(reference, evaluation_mode=True)
-        else:
-            reference.to(self.args.device)
+        self.policy_loss.reference = place_reference(reference, self.accelerator)
 
 
 def _one_batch_per_step(args: GRPOConfig) -> GRPOConfig:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 _WRAPPER_PARTS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer"}
 
@@ -17,7 +18,7 @@ _WRAPPER_PARTS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_modu
 def plain_name(name: str) -> str:
     """The checkpoint's name of a parameter, without what DDP, FSDP, compile and PEFT put around it."""
     parts = [part for part in name.split(".") if part not in _WRAPPER_PARTS]
-    while parts[0] == "module":
+    while parts and parts[0] == "module":
         parts.pop(0)
     if parts[:2] == ["base_model", "model"]:
         parts = parts[2:]
@@ -33,6 +34,9 @@ def iter_full_weights(model: nn.Module, bucket_bytes: int = 64 * 2**20) -> Itera
     At most `bucket_bytes` of gathered weights (and at least one tensor) exist at a time. Tied weights come once.
     """
     lora = dict(_lora_layers(model))
+    if isinstance(model, FullyShardedDataParallel):
+        yield from _iter_fsdp1(model, lora)
+        return
     named = [(name, parameter) for name, parameter in model.named_parameters() if not _is_adapter(name)]
     for bucket in _buckets(named, bucket_bytes):
         adapters = [p for name, _ in bucket for p in _adapter_parameters(lora.get(_owner(name)))]
@@ -41,19 +45,35 @@ def iter_full_weights(model: nn.Module, bucket_bytes: int = 64 * 2**20) -> Itera
                 yield plain_name(name), _merged(name, _whole(parameter), lora)
 
 
+def _iter_fsdp1(model: FullyShardedDataParallel, lora: dict[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:
+    """The same for FSDP1, which gathers unit by unit; all at once with LoRA, whose adapters are units of their own."""
+    modules = dict(model.named_modules())
+    units = {name: m for name, m in modules.items() if isinstance(m, FullyShardedDataParallel)}
+    if lora:
+        units = {"": model}
+    for prefix, unit in units.items():
+        nested = [m for m in units.values() if m is not unit and any(m is each for each in unit.modules())]
+        inner = {id(p) for m in nested for p in m.parameters()}
+        with FullyShardedDataParallel.summon_full_params(unit, recurse=bool(lora), writeback=False):
+            for name, parameter in unit.named_parameters(prefix=prefix):
+                if id(parameter) not in inner and not _is_adapter(name):
+                    yield plain_name(name), _merged(name, parameter.detach(), lora)
+
+
 def _is_adapter(name: str) -> bool:
     """Whether a parameter has no place of its own in the checkpoint: PEFT's parts, and what it replaced."""
     return ".lora_" in name or ".original_module." in name
 
 
 def _owner(name: str) -> str:
-    return name.removesuffix(".base_layer.weight")
+    """The checkpoint's name of the layer that a weight belongs to."""
+    return plain_name(name).removesuffix(".weight")
 
 
 def _lora_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if hasattr(module, "get_delta_weight") and hasattr(module, "active_adapters"):
-            yield name, module
+            yield plain_name(name), module
 
 
 def _adapter_parameters(layer: nn.Module | None) -> Iterable[nn.Parameter]:
@@ -69,7 +89,7 @@ def _merged(name: str, weight: Tensor, lora: dict[str, nn.Module]) -> Tensor:
     if layer is None:
         return weight
     for adapter in layer.active_adapters:  # type: ignore[union-attr]
-        weight = weight + layer.get_delta_weight(adapter).to(weight)  # type: ignore[operator]
+        weight = weight + _whole(layer.get_delta_weight(adapter)).to(weight)  # type: ignore[operator]
     return weight
 
 
@@ -103,6 +123,6 @@ def _gathered(parameters: list[nn.Parameter]) -> torch.autograd.grad_mode.no_gra
     return torch.no_grad()
 
 
-def _whole(parameter: nn.Parameter) -> Tensor:
+def _whole(parameter: Tensor) -> Tensor:
     tensor = parameter.detach()
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

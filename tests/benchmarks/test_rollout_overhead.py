@@ -1,10 +1,13 @@
 """The stub server and sampler behind `rollout_overhead`."""
 
 import asyncio
+import contextlib
 
 import pytest
 
-from benchmarks.rollout_overhead import engine_rate, make_engine, stub_server
+from benchmarks.bare_client import make_ways
+from benchmarks.harness import Result
+from benchmarks.rollout_overhead import add_throughputs, engine_rate, make_engine, stub_server
 from benchmarks.zero_latency import COMPLETION_TOKENS, ZeroLatencySampler
 from grpo_gym.inference.sampler import InferenceError, SamplingParams
 from grpo_gym.inference.vllm_client import VLLMSampler
@@ -36,3 +39,20 @@ def test_the_stub_server_answers_the_trainers_client():
             assert engine_rate(engine, num_prompts=2, group_size=2).by_core > 0
         finally:
             engine.close()
+
+
+def test_bare_clients_and_the_environment_count_the_same_tokens():
+    params = SamplingParams(max_tokens=COMPLETION_TOKENS)
+    with stub_server() as url, contextlib.closing(make_engine(VLLMSampler([url], model="policy"))) as engine:
+        ways = make_ways(engine, url, "policy", num_prompts=2, group_size=2, params=params)
+        rates = {name: measure() for name, measure in ways.items()}
+    assert set(rates) == {"environment", "bare_openai", "bare_aiohttp"}
+    assert all(rate > 0 for rate in rates.values())
+
+
+def test_shares_of_a_real_servers_throughput_are_taken_round_by_round():
+    result = Result("rollout_overhead", [])
+    add_throughputs(result, {"bare_openai": [100.0, 200.0, 100.0], "environment": [98.0, 196.0, 99.0]})
+    assert result.figures["environment_share_of_bare_openai"] == pytest.approx(0.98)
+    assert result.figures["environment_share_of_bare_openai_max"] == pytest.approx(0.99)
+    assert result.figures["tokens_per_second_environment"] == 99.0

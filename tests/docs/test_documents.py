@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from grpo_gym.cli import COMMANDS, make_parser
+from grpo_gym.cli import COMMANDS, make_parser, parse
 from grpo_gym.config import load_experiment
 from tests.docs.markdown import DOCUMENTS, ROOT, commands, links, name_of
 
@@ -37,7 +37,7 @@ def test_files_that_are_named_exist(document):
 
 @pytest.mark.parametrize("words", COMMAND_LINES)
 def test_commands_are_understood(words):
-    make_parser(words).parse_args(words)
+    parse(words)
 
 
 @pytest.mark.parametrize("words", [p for p in COMMAND_LINES if p.values[0][:1] == ["train"]])
@@ -45,7 +45,7 @@ def test_experiments_and_overrides_are_accepted(words, monkeypatch):
     monkeypatch.chdir(ROOT)
     from grpo_gym.cli.train import experiment_file
 
-    path, overrides = experiment_file(make_parser(words).parse_args(words))
+    path, overrides = experiment_file(parse(words))
     if (ROOT / path).exists():
         load_experiment(path, overrides)
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from grpo_gym.inference.colocate import ColocatedServer
 from grpo_gym.models import TINY_MODEL_PATH
 
-SERVER_FLAGS = ["--enforce-eager"]
+SERVER_FLAGS = ["--enforce-eager", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
 TEXT = list(range(20, 60))
 """Token ids of a fixed text."""
 

@@ -8,6 +8,7 @@ import pytest
 import verifiers as vf
 from datasets import Dataset
 from math_reasoning import UnscorableError, grade, load_environment
+from math_reasoning import environment as environment_module
 from math_reasoning import sources as sources_module
 from math_reasoning.builtin import TASKS, make_problems
 
@@ -151,7 +152,16 @@ def test_presets(hub):
     assert asked[-1] == ("AmirMohseni/Big-Math-RL-filtered", None, "train")
 
 
-def test_an_unreachable_hub_is_one_line_that_names_the_offline_choice(hub):
+def test_offline_the_default_is_what_the_package_makes_and_it_says_so(hub, caplog):
+    env = load_environment(num_train_examples=12, num_eval_examples=12)  # the tests set HF_HUB_OFFLINE
+    assert set(env.get_dataset()["source"]) <= set(TASKS)
+    assert "HF_HUB_OFFLINE is set" in caplog.text
+    with pytest.raises(ValueError, match="cannot load dataset"):
+        load_environment("gsm8k")  # what was asked for is never replaced
+
+
+def test_an_unreachable_hub_is_one_line_that_names_the_offline_choice(hub, monkeypatch):
+    monkeypatch.setattr(environment_module.datasets_config, "HF_HUB_OFFLINE", False)
     with pytest.raises(ValueError, match='dataset="builtin"') as caught:
         load_environment()
     assert "\n" not in str(caught.value)

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from aiohttp import web
 
-from grpo_gym.inference import vllm_client
+from grpo_gym.inference import server_pool, vllm_client
 from grpo_gym.inference.sampler import InferenceError, PromptTooLongError, SamplingParams
 from grpo_gym.inference.vllm_client import VLLMSampler
 
@@ -39,6 +39,7 @@ class Stub:
         self.delay = delay
         self.bodies = []
         self.headers = []
+        self.health_delay = 0.0
 
     async def handle(self, request):
         self.bodies.append(await request.json())
@@ -50,10 +51,15 @@ class Stub:
             request.transport.abort()
         return answer() if callable(answer) else answer
 
+    async def health(self, request):
+        await asyncio.sleep(self.health_delay)
+        return web.Response()
+
     async def start(self):
         app = web.Application()
         app.router.add_post("/v1/completions", self.handle)
-        self.runner = web.AppRunner(app)
+        app.router.add_get("/health", self.health)
+        self.runner = web.AppRunner(app, shutdown_timeout=0.01)
         await self.runner.setup()
         site = web.TCPSite(self.runner, "127.0.0.1", 0)
         await site.start()
@@ -174,3 +180,73 @@ def test_a_dead_server_is_avoided_while_another_lives():
     assert len(with_stubs(dead, alive, use=use)) == 20
     assert len(alive.bodies) == 20
     assert len(dead.bodies) < 5
+
+
+def test_requests_in_flight_on_a_server_that_dies_go_to_the_others():
+    async def use(sampler):
+        running = [asyncio.create_task(sampler.sample([i], PARAMS)) for i in range(8)]
+        await asyncio.sleep(0.1)
+        await dying.runner.cleanup()
+        return await asyncio.gather(*running)
+
+    dying, alive = Stub(completion, delay=60.0), Stub(completion)
+    assert len(with_stubs(dying, alive, use=use)) == 8
+    assert len(dying.bodies) > 0
+    assert len(alive.bodies) == 8
+
+
+def test_a_server_without_the_weights_is_not_asked_and_its_requests_move():
+    slow, other = Stub(completion, delay=60.0), Stub(completion)
+
+    async def use(sampler):
+        sampler.use({slow.url: "a", other.url: "b"})
+        running = [asyncio.create_task(sampler.sample([i], PARAMS)) for i in range(4)]
+        await asyncio.sleep(0.1)
+        sampler.use({other.url: "b"})
+        await asyncio.gather(*running)
+        asked = len(slow.bodies)
+        for i in range(5):
+            await sampler.sample([i], PARAMS)
+        return asked == len(slow.bodies) > 0
+
+    assert with_stubs(slow, other, use=use)
+    assert {headers["X-VF-Instance"] for headers in other.headers} == {"b"}
+
+
+def test_a_restarted_server_is_left_out_until_it_has_the_weights():
+    restarted, other = Stub(lambda: error(412, "restarted")), Stub(completion)
+
+    async def use(sampler):
+        sampler.use({restarted.url: "a", other.url: "b"})
+        for i in range(5):
+            await sampler.sample([i], PARAMS)
+        before = len(restarted.bodies)
+        restarted.answers = [completion]
+        sampler.use({restarted.url: "a2", other.url: "b"})
+        await asyncio.gather(*(sampler.sample([i], PARAMS) for i in range(4)))
+        return before
+
+    assert with_stubs(restarted, other, use=use) == 1
+    assert [headers["X-VF-Instance"] for headers in restarted.headers][1:] == ["a2", "a2"]
+
+
+def test_without_any_server_left_the_error_says_why():
+    async def use(sampler):
+        sampler.use({})
+        await sampler.sample([1], PARAMS)
+
+    with pytest.raises(InferenceError, match=r"no vf-vllm server is left to sample from \(http.*weights"):
+        with_stubs(Stub(completion), use=use)
+
+
+def test_a_server_that_stays_silent_gives_its_requests_to_the_others(monkeypatch):
+    monkeypatch.setattr(server_pool, "PROBE_SECONDS", 0.05)
+    monkeypatch.setattr(server_pool, "SILENCE_SECONDS", 0.2)
+    silent, alive = Stub(completion, delay=60.0), Stub(completion)
+    silent.health_delay = 60.0
+
+    async def use(sampler):
+        return await asyncio.gather(*(sampler.sample([i], PARAMS) for i in range(6)))
+
+    assert len(with_stubs(silent, alive, use=use)) == 6
+    assert len(alive.bodies) == 6

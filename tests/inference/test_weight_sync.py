@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 
-from grpo_gym import __version__
 from grpo_gym.inference import weight_sync_phase
+from grpo_gym.inference.versions import describe_versions
 from grpo_gym.inference.weight_sync import ServerWeightSync, WeightSyncError, check_canary
 from grpo_gym.inference.weight_sync_phase import Task, run_together
 from grpo_gym.inference.weight_transfer_buckets import BucketSpec
@@ -27,7 +27,7 @@ class StandIn(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        self.info = {"backend": "gloo", "trainer": None, "version": __version__}
+        self.info = {"backend": "gloo", "trainer": None, "instance": "first", **describe_versions()}
         self.calls, self.weights = [], {}
         self.fail_at, self.hang_at = None, None
         self.group = None
@@ -115,21 +115,70 @@ def test_a_broken_update_is_never_served(servers, path):
     with pytest.raises(WeightSyncError, match=r"server \(http.*the worker broke.*restart that server"):
         sync.push(WEIGHTS.items(), 1)
     assert "/resume" not in server.calls
-    with pytest.raises(WeightSyncError, match="earlier weight sync broke off"):
+    with pytest.raises(WeightSyncError, match=r"no vf-vllm server is left.*earlier weight sync broke off"):
         sync.push(WEIGHTS.items(), 2)
 
 
-def test_a_pause_that_fails_lets_the_servers_go_on(servers):
+def test_a_server_that_fails_at_pause_is_left_out_and_taken_back(servers):
     sync = connected(*servers)
     servers[1].fail_at = "/pause"
-    with pytest.raises(WeightSyncError, match="phase 'pause'") as caught:
-        sync.push(WEIGHTS.items(), 1)
-    assert "restart" not in str(caught.value)
-    assert servers[0].calls[-1] == "/resume"
-    servers[1].fail_at = None
     sync.push(WEIGHTS.items(), 1)
+    assert list(sync.instances) == [servers[0].url]
+    assert servers[1].calls[-1] == "/resume"
+    assert len(servers[0].weights) == len(WEIGHTS)
+    servers[1].fail_at = None
+    assert sync.refresh() == [servers[1].url]
+    sync.push(WEIGHTS.items(), 2)
     assert len(servers[1].weights) == len(WEIGHTS)
     sync.close()
+
+
+@pytest.mark.parametrize("path", ["/start_weight_update", "/update_weights", "/finish_weight_update"])
+def test_a_push_goes_on_with_the_servers_that_are_left(servers, path):
+    sync = connected(*servers, timeout=5.0)
+    servers[1].fail_at = path
+    sync.push(WEIGHTS.items(), 1)
+    assert list(sync.instances) == [servers[0].url]
+    assert servers[0].calls[-1] == "/resume"
+    assert all(torch.equal(servers[0].weights[name], weight) for name, weight in WEIGHTS.items())
+    assert "/resume" not in servers[1].calls
+    sync.close()
+
+
+def test_a_half_loaded_server_comes_back_only_when_it_was_started_again(servers):
+    sync = connected(*servers, timeout=5.0)
+    servers[1].fail_at = "/update_weights"
+    sync.push(WEIGHTS.items(), 1)
+    servers[1].fail_at = None
+    assert sync.refresh() == []
+    assert list(sync.instances) == [servers[0].url]
+    servers[1].info["instance"] = "second"
+    assert sync.refresh() == [servers[1].url]
+    assert sync.instances == {servers[0].url: "first", servers[1].url: "second"}
+    sync.close()
+
+
+def test_a_restart_between_two_pushes_is_noticed(servers):
+    sync = connected(*servers)
+    sync.push(WEIGHTS.items(), 1)
+    servers[0].weights.clear()
+    servers[0].info["instance"] = "second"
+    assert sync.refresh() == [servers[0].url]
+    sync.push(WEIGHTS.items(), 2)
+    assert list(servers[0].weights) == list(WEIGHTS)
+    sync.close()
+
+
+def test_when_no_server_is_left_the_error_names_all_of_them(servers):
+    sync = connected(*servers)
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+    with pytest.raises(WeightSyncError, match="none came back within 1 s") as caught:
+        sync.refresh(timeout=1.0)
+    assert all(server.url in str(caught.value) for server in servers)
+    with pytest.raises(WeightSyncError, match="resume_from_checkpoint"):
+        sync.push(WEIGHTS.items(), 1)
 
 
 def broken_weights(count):
@@ -174,6 +223,8 @@ def test_a_side_that_never_answers_is_named(monkeypatch):
     ("info", "message"),
     [
         ({"version": "0.0.1"}, r"runs grpo-gym 0\.0\.1"),
+        ({"protocol": 99}, "weight-transfer protocol 99, the trainer 1"),
+        ({"vllm": "0.1.0"}, r"runs vLLM 0\.1\.0, the trainer's environment has 0\.29"),
         ({"backend": "ipc"}, "weight transfer 'ipc'"),
         ({"backend": "vf_nccl"}, "trainer computes on cpu"),
     ],

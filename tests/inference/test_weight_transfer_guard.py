@@ -139,3 +139,17 @@ def test_the_lease_is_one_for_all_api_processes(tmp_path):
     me = f"a@{socket.gethostname()}:{os.getpid()}"
     assert TrainerLease(path).acquire(me) is None
     assert TrainerLease(path).acquire("b@elsewhere:1") == me
+
+
+def test_a_request_for_an_earlier_start_of_the_server_is_refused(make_guard):
+    guard = make_guard()
+    instance = ask(guard, "/vf_info")[1]["instance"]
+    assert ask(guard, "/v1/completions", x_vf_instance=instance) == (200, {"passed": True})
+    status, body = ask(guard, "/v1/completions", x_vf_instance="vf-vllm-before")
+    assert status == 412
+    assert "restarted" in body["error"]["message"]
+
+
+def test_versions_are_told_to_everybody(make_guard):
+    _, info = ask(make_guard(token="secret", is_loopback=False), "/vf_info")
+    assert info.keys() >= {"version", "protocol", "vllm"}

@@ -51,8 +51,35 @@ def test_generation_prompt_extends_the_conversation(tiny_tokenizer):
 
 
 def test_chat_template_names_the_role_it_does_not_know(tiny_tokenizer):
-    with pytest.raises(jinja2.TemplateError, match="tool"):
-        tiny_tokenizer.apply_chat_template([{"role": "tool", "content": "x"}], tokenize=False)
+    with pytest.raises(jinja2.TemplateError, match="critic"):
+        tiny_tokenizer.apply_chat_template([{"role": "critic", "content": "x"}], tokenize=False)
+
+
+def test_chat_template_shows_tools_calls_and_results(tiny_tokenizer):
+    parameters = {"type": "object", "properties": {"expression": {"type": "string"}}}
+    tools = [
+        {"type": "function", "function": {"name": "calculate", "description": "", "parameters": parameters}}
+    ]
+    call = {"type": "function", "function": {"name": "calculate", "arguments": {"expression": "6*7"}}}
+    messages = [
+        {"role": "user", "content": "6*7?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "42"},
+    ]
+    text = tiny_tokenizer.apply_chat_template(
+        messages, tools=tools, tokenize=False, add_generation_prompt=True
+    )
+    assert text == (
+        '<|system|>Tools: calculate(expression). Call one: <tool_call>{"name": ..., "arguments": {...}}</tool_call>'
+        '<|end|><|user|>6*7?<|end|><|assistant|><tool_call>{"name": "calculate", "arguments": {"expression": "6*7"}}'
+        "</tool_call><|end|><|user|><tool_response>42</tool_response><|end|><|assistant|>"
+    )
+
+
+def test_the_packaged_template_is_the_one_the_tool_writes(tiny_tokenizer):
+    from tiny_model.tokenizer import CHAT_TEMPLATE
+
+    assert tiny_tokenizer.chat_template.strip() == CHAT_TEMPLATE.strip()
 
 
 def test_end_token_ends_and_padding_differs(tiny_tokenizer, tiny_model):

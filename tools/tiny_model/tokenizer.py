@@ -18,16 +18,31 @@ SPECIAL_TOKENS = (PAD, END, SYSTEM, USER, ASSISTANT)
 # Ordinary tokens: decoding with skip_special_tokens keeps them, as parsers of <answer> need.
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
-CHAT_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{%- if message['role'] not in ['system', 'user', 'assistant'] -%}"
-    "{{- raise_exception('this chat template knows the roles system, user and assistant, not ' "
-    "+ message['role']) -}}"
-    "{%- endif -%}"
-    "{{- '<|' + message['role'] + '|>' + message['content'] + '<|end|>' -}}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
-)
+# System, user and assistant turns; tools as signatures, calls and results in Qwen's tags.
+CHAT_TEMPLATE = """\
+{%- if tools -%}
+{{- '<|system|>Tools:' -}}
+{%- for tool in tools -%}
+{{- ' ' + tool['function']['name'] + '(' + tool['function']['parameters']['properties'] | join(', ') + ')' -}}
+{%- endfor -%}
+{{- '. Call one: <tool_call>{"name": ..., "arguments": {...}}</tool_call><|end|>' -}}
+{%- endif -%}
+{%- for message in messages -%}
+{%- if message['role'] == 'tool' -%}
+{{- '<|user|><tool_response>' + message['content'] + '</tool_response><|end|>' -}}
+{%- elif message['role'] in ['system', 'user', 'assistant'] -%}
+{{- '<|' + message['role'] + '|>' + (message['content'] or '') -}}
+{%- for call in message['tool_calls'] or [] -%}
+{{- '<tool_call>{"name": "' + call['function']['name'] + '", "arguments": ' -}}
+{{- call['function']['arguments'] | tojson + '}</tool_call>' -}}
+{%- endfor -%}
+{{- '<|end|>' -}}
+{%- else -%}
+{{- raise_exception('this chat template knows the roles system, user, assistant and tool, not ' + message['role']) -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
+"""
 
 
 def train_tokenizer(corpus: Iterable[str]) -> PreTrainedTokenizerFast:

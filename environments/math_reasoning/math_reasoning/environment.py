@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import verifiers as vf
+from datasets import config as datasets_config
 
-from math_reasoning.mixture import build_splits
+from math_reasoning.mixture import Split, build_splits
 from math_reasoning.parser import StrictXMLParser
 from math_reasoning.pool import GraderPool
-from math_reasoning.specs import PRESETS, DatasetSpec, parse_dataset
+from math_reasoning.sources import UnreachableError
+from math_reasoning.specs import BUILTIN, PRESETS, DatasetSpec, parse_dataset
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_DATASET = str(PRESETS["big-math"].dataset)
 THINK_PROMPT = (
@@ -51,7 +56,7 @@ class MathRubric(vf.Rubric):
 
 
 def load_environment(
-    dataset: DatasetSpec = DEFAULT_DATASET,
+    dataset: DatasetSpec | None = None,
     split: str | None = None,
     config: str | None = None,
     eval_split: str | None = None,
@@ -78,7 +83,8 @@ def load_environment(
         dataset: a preset ("big-math", "gsm8k", "math", or "builtin": made on the spot, no network), a
             .jsonl, .json, .csv, .tsv or .parquet file, a Hugging Face id or folder, a `Dataset`, or a list
             of these and of mappings `{dataset, weight, config, split, eval_split, field_mapping,
-            answer_regex, tasks}`. What is not said there comes from the arguments here.
+            answer_regex, tasks}`. What is not said there comes from the arguments here. None: Big-Math; with
+            HF_HUB_OFFLINE set and Big-Math not in the cache, "builtin", with a warning.
         split: where training rows come from; "train" unless a preset says otherwise.
         config: configuration of a Hugging Face dataset.
         eval_split: where eval rows come from; by default a part of `split` is held out.
@@ -99,9 +105,14 @@ def load_environment(
     Raises:
         ValueError: the data cannot be read or lacks a column (with near names), or an argument is impossible.
     """
-    given = {"split": split, "config": config, "eval_split": eval_split, "field_mapping": field_mapping}
-    specs = parse_dataset(dataset, {**given, "answer_regex": answer_regex, "tasks": tasks})
-    train, held_out = build_splits(specs, num_train_examples, num_eval_examples, eval_fraction, seed)
+    given: dict[str, Any] = {
+        "split": split,
+        "config": config,
+        "eval_split": eval_split,
+        "field_mapping": field_mapping,
+    }
+    given |= {"answer_regex": answer_regex, "tasks": tasks}
+    train, held_out = _load(dataset, given, num_train_examples, num_eval_examples, eval_fraction, seed)
     parser = StrictXMLParser(["think", "answer"] if think else ["answer"])
     if system_prompt == "default":
         system_prompt = THINK_PROMPT if think else ANSWER_PROMPT
@@ -113,3 +124,19 @@ def load_environment(
         parser=parser,
         rubric=MathRubric(parser, GraderPool(num_workers, deadline), format_weight),
     )
+
+
+def _load(dataset: DatasetSpec | None, given: Mapping[str, Any], *sizes_and_seed: Any) -> Split:
+    """The rows of `dataset`; without one, those of the default, or of the offline default where that is wanted."""
+    specs = parse_dataset(DEFAULT_DATASET if dataset is None else dataset, given)
+    try:
+        return build_splits(specs, *sizes_and_seed)
+    except UnreachableError:
+        if dataset is not None or not datasets_config.HF_HUB_OFFLINE:
+            raise
+    logger.warning(
+        "HF_HUB_OFFLINE is set and %s is not in the cache: the problems are made here (dataset=%r).",
+        DEFAULT_DATASET,
+        BUILTIN,
+    )
+    return build_splits(parse_dataset(BUILTIN, {}), *sizes_and_seed)

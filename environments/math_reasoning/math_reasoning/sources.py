@@ -22,6 +22,10 @@ _OFFLINE = 'without a network use dataset="builtin" (made on the spot) or a loca
 Columns = Mapping[str, Any]
 
 
+class UnreachableError(ValueError):
+    """A dataset of the Hub that is neither reachable nor in the cache, or does not exist."""
+
+
 def load_rows(
     source: str | Path | Dataset, config: str | None, split: str, fields: Fields, answer_regex: str | None
 ) -> tuple[Dataset, int]:
@@ -81,7 +85,7 @@ def _load_from_hub(source: str, config: str | None, split: str) -> Dataset:
         return load_dataset(source, name=config, split=split)
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(
+        raise UnreachableError(
             f"cannot load dataset '{source}' (config={config}, split={split}): {reason}; {_OFFLINE}."
         ) from error
 

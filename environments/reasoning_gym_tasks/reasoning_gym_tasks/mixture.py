@@ -90,6 +90,11 @@ class TaskMixture:
     def __iter__(self) -> Iterator[Entry]:
         return (self[index] for index in range(self._num_rows))
 
+    def put(self, index: int, entry: Entry) -> None:
+        """Keep `entry` as entry `index`, as if it had been generated here."""
+        with self._lock:
+            self._entries[index] = entry
+
     def member_at(self, index: int) -> int:
         """Which of the specs entry `index` belongs to; from the seed and index alone."""
         if len(self.specs) == 1:

@@ -1,0 +1,1 @@
+"""Any checkpoint of a run as one Hugging Face folder."""

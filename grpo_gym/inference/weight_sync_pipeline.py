@@ -1,0 +1,62 @@
+"""Filling one bucket while another is sent, and where the seconds of a weight sync go."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+
+from grpo_gym.inference.weight_transfer_buckets import Bucket, BucketSpec
+
+
+class PhaseClock:
+    """Seconds by phase of one weight sync.
+
+    "fill" is gathering and packing, most of it while a bucket is sent; "send" is what the trainer waited for the
+    servers beyond that.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time of a block."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def num_buffers(device: torch.device) -> int:
+    """Two on a CPU. One on a GPU: NCCL's broadcast must not overlap with collectives that gather weights."""
+    return 1 if device.type == "cuda" else 2
+
+
+def send_buckets(
+    buckets: Iterator[Bucket], send: Callable[[BucketSpec, torch.Tensor], None], clock: PhaseClock
+) -> None:
+    """Send bucket after bucket; on a CPU the next one is filled meanwhile.
+
+    Args:
+        buckets: in `num_buffers` alternating buffers.
+        send: returns when the servers have taken the bucket; called in a thread, one call at a time.
+        clock: counts "fill" and "send".
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="weight-sync") as sender:
+        sending: Future[None] | None = None
+        while True:
+            with clock.phase("fill"):
+                bucket = next(buckets, None)
+            with clock.phase("send"):
+                if sending is not None:
+                    sending.result()
+                if bucket is None:
+                    return
+                sending = sender.submit(send, *bucket)
+                if bucket[1].is_cuda:
+                    sending.result()
