@@ -1,6 +1,6 @@
 """What each part of a step costs as processes, model, group and context grow: whole training runs on a CPU.
 
-python -m benchmarks parts                          # about 10 minutes
+python -m benchmarks parts                          # all curves, some minutes
 python -m benchmarks parts --curves processes
 """
 

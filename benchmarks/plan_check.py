@@ -1,6 +1,6 @@
 """Is `grpo-gym plan` right? Rates are fitted to some real runs on this CPU, and other runs are predicted.
 
-python -m benchmarks plan_check                      # about 10 minutes on one core
+python -m benchmarks plan_check                      # some minutes, on one core
 python -m benchmarks plan_check --rates rates.json   # with rates of `grpo-gym plan --calibrate rates.json`
 """
 

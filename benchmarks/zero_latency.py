@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
-from grpo_gym.inference.sampler import SampleResult, SamplingParams
+from grpo_gym.inference.sampler import ImagePrompt, SampleResult, SamplingParams
 
 COMPLETION_TOKENS = 64
 TOKEN_IDS = [5 + i for i in range(COMPLETION_TOKENS - 1)] + [2]
@@ -21,7 +21,9 @@ class ZeroLatencySampler:
 
     policy_version = 0
 
-    async def sample(self, prompt_ids: list[int], params: SamplingParams) -> SampleResult:
+    async def sample(
+        self, prompt_ids: list[int], params: SamplingParams, images: ImagePrompt | None = None
+    ) -> SampleResult:
         """The answer, after one turn of the event loop."""
         await asyncio.sleep(0)
         return SampleResult(list(TOKEN_IDS), list(LOGPROBS), "stop", self.policy_version)

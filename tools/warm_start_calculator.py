@@ -106,9 +106,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", default="outputs/tiny-calculator", help="folder of the warmed-up model")
-    parser.add_argument("--count", type=int, default=1600, help="conversations")
+    parser.add_argument("--count", type=int, default=1920, help="conversations")
     parser.add_argument(
-        "--share-of-calls", type=float, default=0.35, help="share of conversations with a call"
+        "--share-of-calls", type=float, default=0.5, help="share of conversations with a call"
     )
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)

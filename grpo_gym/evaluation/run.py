@@ -102,7 +102,7 @@ def journal_settings(config: EvalConfig) -> dict[str, Any]:
     """What a completion depends on. Not `size` and `repeats`: more of them only add completions."""
     common = {"system_prompt": config.system_prompt, "few_shot": config.few_shot, "think": config.think}
     datasets = {}
-    for category, members in config.categories.items():
+    for members in config.categories.values():
         for name, entry in members.items():
             seed = config.default_seed if entry.seed is None else entry.seed
             specific = (
@@ -110,7 +110,7 @@ def journal_settings(config: EvalConfig) -> dict[str, Any]:
                 if entry.environment
                 else {"dataset": entry.dataset or name, "seed": seed, "params": entry.params, **common}
             )
-            datasets[name] = {"category": category, **specific}
+            datasets[name] = specific
     return {
         "model": model_fingerprint(config),
         "temperature": config.temperature,

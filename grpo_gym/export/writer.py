@@ -38,27 +38,33 @@ def write_weights(
         The number of parameters.
     """
     shards = plan_shards(source, names, dtype, max_shard_bytes)
-    weight_map, total_bytes, total_elements = {}, 0, 0
+    weight_map: dict[str, str] = {}
+    total_bytes = total_elements = 0
     for index, shard in enumerate(shards, 1):
         file = (
             "model.safetensors" if len(shards) == 1 else f"model-{index:05d}-of-{len(shards):05d}.safetensors"
         )
-        read = source.read(names[name] for name in shard)
-        tensors = convert({name: _cast(read.pop(names[name]), dtype) for name in shard})
-        # A tensor that shares memory with another cannot be saved.
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()},
-            folder / file,
-            metadata={"format": "pt"},
-        )
-        weight_map.update(dict.fromkeys(tensors, file))
-        total_bytes += sum(tensor.nbytes for tensor in tensors.values())
-        total_elements += sum(tensor.numel() for tensor in tensors.values())
+        sizes = _write_file(source, {name: names[name] for name in shard}, folder / file, dtype, convert)
+        weight_map.update(dict.fromkeys(sizes, file))
+        total_bytes += sum(nbytes for nbytes, _ in sizes.values())
+        total_elements += sum(numel for _, numel in sizes.values())
     if len(shards) > 1:
         metadata = {"total_size": total_bytes, "total_parameters": total_elements}
         index_text = json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, sort_keys=True)
         (folder / "model.safetensors.index.json").write_text(index_text + "\n")
     return total_elements
+
+
+def _write_file(
+    source: WeightSource, names: dict[str, str], path: Path, dtype: torch.dtype | None, convert: Convert
+) -> dict[str, tuple[int, int]]:
+    """Write one file; returns bytes and elements of each of its tensors. What was read is forgotten on return."""
+    read = source.read(names.values())
+    tensors = convert({name: _cast(read.pop(origin), dtype) for name, origin in names.items()})
+    # safetensors wants the elements of a tensor in one piece.
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    return {name: (tensor.nbytes, tensor.numel()) for name, tensor in tensors.items()}
 
 
 def plan_shards(

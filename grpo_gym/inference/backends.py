@@ -77,7 +77,7 @@ class LocalBackend:
         self._needs_copy = is_sharded(accelerator) or dtype != model.dtype
         self._copy: PreTrainedModel | None = None
         if self._needs_copy and accelerator.is_main_process:
-            self._copy = _empty_copy(model).to(dtype)
+            self._copy = _empty_copy(model).to(dtype)  # type: ignore[arg-type]
             if not is_sharded(accelerator):
                 self._copy.to(accelerator.device)
         self._live: PreTrainedModel = model

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 
-from grpo_gym.inference.adapter_endpoint import served_rank
 from grpo_gym.inference.server_api import ServerApi
 from grpo_gym.inference.weight_sync_link import ServerLink
 from grpo_gym.inference.weight_sync_phase import (
@@ -150,15 +149,8 @@ class ServerWeightSync:
 
     def check_adapter(self, rank: int, modules: Iterable[str]) -> None:
         """Raise a ValueError when a server does not serve LoRA adapters of this rank on these modules."""
-        modules = set(modules)
         for link in self._live():
-            if rank <= link.max_lora_rank and modules <= link.lora_modules:
-                continue
-            flags = f"--enable-lora --max-lora-rank {served_rank(rank)} --lora-target-modules {' '.join(sorted(modules))}"
-            raise ValueError(
-                f"lora_sync='adapter': {link.url} serves adapters up to rank {link.max_lora_rank} on "
-                f"{sorted(link.lora_modules)}; start it on one machine with {flags}, or use lora_sync='merge'."
-            )
+            link.check_adapter(rank, set(modules))
 
     def push_adapter(self, adapter: bytes, version: int) -> None:
         """Replace the LoRA adapter of every server, and nothing else.

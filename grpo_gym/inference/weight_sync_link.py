@@ -9,6 +9,7 @@ from urllib.parse import urlparse
 
 import torch
 
+from grpo_gym.inference.adapter_endpoint import served_rank
 from grpo_gym.inference.server_api import ServerApi, ServerError
 from grpo_gym.inference.versions import version_mismatch
 from grpo_gym.inference.weight_sync_phase import Task, WeightSyncError, run_together
@@ -70,6 +71,17 @@ class ServerLink:
             return self.api.post(path, body, timeout=self._timeout, headers=headers)
 
         return Task(self.url, "server", call)
+
+    def check_adapter(self, rank: int, modules: set[str]) -> None:
+        """Raise a ValueError when the server does not serve LoRA adapters of this rank on these modules."""
+        if rank <= self.max_lora_rank and modules <= self.lora_modules:
+            return
+        names = " ".join(sorted(modules))
+        raise ValueError(
+            f"lora_sync='adapter': {self.url} serves adapters up to rank {self.max_lora_rank} on "
+            f"{sorted(self.lora_modules)}; start it on one machine with --enable-lora --max-lora-rank "
+            f"{served_rank(rank)} --lora-target-modules {names}, or use lora_sync='merge'."
+        )
 
     def send_task(self, path: str, content: bytes) -> Task:
         """A POST of raw bytes, to be made as one side of a phase."""

@@ -44,7 +44,7 @@ def map_shared(path: str, num_bytes: int) -> torch.Tensor:
     if not _PATH.fullmatch(path):
         raise RuntimeError(f"{path!r} is not the path of shared weights.")
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDWR)
     except OSError as error:
         raise RuntimeError(
             f"cannot open the trainer's shared weights ({error.strerror}): run server and trainer as the same user."
@@ -54,8 +54,9 @@ def map_shared(path: str, num_bytes: int) -> torch.Tensor:
             raise RuntimeError(f"{path!r} does not hold shared weights.")
         if (size := os.fstat(descriptor).st_size) < num_bytes:
             raise RuntimeError(f"the trainer's shared weights end after {size} of {num_bytes} bytes.")
-        # A private mapping: what a careless loader writes into it stays here.
-        memory = mmap.mmap(descriptor, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_POPULATE)
+        # Shared and writable, though it is only read: populating a private mapping copies all of it, and torch
+        # warns of memory that cannot be written.
+        memory = mmap.mmap(descriptor, num_bytes, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
     finally:
         os.close(descriptor)
     return torch.frombuffer(memory, dtype=torch.uint8)

@@ -44,10 +44,11 @@ def split_to_json(split: Split) -> dict[str, Any]:
 
 
 def _given(load: Workload, device: str, num_devices: int) -> str:
-    billions = load.shape.num_parameters / 1e9
+    count = load.shape.num_parameters
+    size = f"{count / 1e9:.3f}B" if count >= 1e8 else f"{count / 1e6:.1f}M"
     trained = f", LoRA with {load.adapter_parameters / 1e6:.1f}M trained" if load.adapter_parameters else ""
     return (
-        f"model       {billions:.3f}B parameters{trained}\n"
+        f"model       {size} parameters{trained}\n"
         f"step        {load.completions} completions ({load.num_prompts} prompts x {load.group_size}); "
         f"prompts of {load.prompt_tokens:.0f} tokens, completions of {load.completion_tokens:.0f}, "
         f"at most {load.max_completion_length}\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,9 +82,8 @@ def _notices(log: RunLog) -> list[str]:
     if not log.entries:
         return ["No log was found, so there are no curves; what follows is read from the other files."]
     if log.max_steps and log.last_step < log.max_steps:
-        return [
-            f"The run stands at step {log.last_step:,} of {log.max_steps:,}: this is what there was so far."
-        ]
+        when = time.strftime(", logged %Y-%m-%d %H:%M", time.localtime(log.updated)) if log.updated else ""
+        return [f"The run stands at step {log.last_step:,} of {log.max_steps:,}{when}."]
     return []
 
 

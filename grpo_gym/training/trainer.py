@@ -38,9 +38,10 @@ from grpo_gym.rollouts.source import StepRollouts
 from grpo_gym.training import model_loading
 from grpo_gym.training.checkpoints import AtomicCheckpoints
 from grpo_gym.training.config import GRPOConfig
+from grpo_gym.training.death_watch import watch_other_machines
 from grpo_gym.training.launch_checks import check_sharding
 from grpo_gym.training.metrics import MetricsBuffer, Reduction, rollout_metrics
-from grpo_gym.training.model_files import save_model_files
+from grpo_gym.training.model_files import check_adapters_can_be_saved, save_model_files
 from grpo_gym.training.policy_loss import PolicyLoss
 from grpo_gym.training.preemption import PreemptionCallback
 from grpo_gym.training.preflight import Preflight
@@ -101,6 +102,8 @@ class GRPOTrainer(AtomicCheckpoints, Trainer):
             optimizers=optimizers,
         )
         check_sharding(args, self.is_deepspeed_enabled, self.is_fsdp_enabled)
+        watch_other_machines()
+        check_adapters_can_be_saved(self)
         self.model_accepts_loss_kwargs = False
         self._replace_progress_callbacks()
         self.preemption = PreemptionCallback()

@@ -63,8 +63,18 @@ def image_only(processor_class: P) -> P:
     def get_attributes(cls: type) -> list[str]:
         return kept
 
+    def load_parts(cls: type, *args: Any, **kwargs: Any) -> list[Any]:
+        inherited: Any = processor_class._get_arguments_from_pretrained
+        parts: list[Any] = inherited.__func__(cls, *args, **kwargs)
+        parts.insert(attributes.index("video_processor"), None)
+        return parts
+
     # The same name: it is written into the checkpoint, for programs that know only the original.
-    return type(processor_class.__name__, (processor_class,), {"get_attributes": classmethod(get_attributes)})  # type: ignore[return-value]
+    members: dict[str, Any] = {
+        "get_attributes": classmethod(get_attributes),
+        "_get_arguments_from_pretrained": classmethod(load_parts),
+    }
+    return type(processor_class.__name__, (processor_class,), members)  # type: ignore[return-value]
 
 
 def part_of(name: str) -> str:

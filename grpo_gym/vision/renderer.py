@@ -43,7 +43,7 @@ class ImageChatRenderer(ChatRenderer):
         cache_bytes: int = 2**29,
     ) -> None:
         super().__init__(processor.tokenizer, chat_template_kwargs)
-        self.processor = processor
+        self.processor: Any = processor
         self.image_token_id = int(config.image_token_id)
         self._pixels: _Cache[Pixels] = _Cache(cache_bytes)
         self._ids: _Cache[list[int]] = _Cache(2**25)

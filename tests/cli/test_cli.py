@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 EXPERIMENT = str(ROOT / "configs/experiments/tiny_leg_counting.yaml")
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["tasks"], ["doctor"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["compare"], ["tasks"], ["doctor"]])
 def test_help_needs_no_torch(command):
     code = (
         "import sys; from grpo_gym.cli import main\n"

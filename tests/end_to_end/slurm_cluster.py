@@ -1,4 +1,4 @@
-"""A real SLURM of two nodes on this machine: munged, slurmctld and two slurmd with a configuration of their own."""
+"""A real SLURM of three nodes on this machine: munged, slurmctld and three slurmd with a configuration of their own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 SBIN = "/usr/sbin:/usr/local/sbin:/sbin"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "srun")
-NODES = ("n1", "n2")
+NODES = ("n1", "n2", "n3")
 
 CONFIG = """\
 ClusterName=test
@@ -99,9 +99,10 @@ class Cluster:
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout.strip()
 
-    def submit(self, script: Path) -> str:
-        """Submit a script; returns the job's id."""
-        return self.run("sbatch", "--parsable", script)
+    def submit(self, script: Path, **variables: str) -> str:
+        """Submit a script, with more variables in its environment; returns the job's id."""
+        exported = ",".join(["ALL", *(f"{name}={value}" for name, value in variables.items())])
+        return self.run("sbatch", "--parsable", f"--export={exported}", script)
 
     def job(self, number: str) -> dict[str, str]:
         """What SLURM knows about a job: JobState, Restarts, ExitCode, ..."""

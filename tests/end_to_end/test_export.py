@@ -29,19 +29,20 @@ def runs(tmp_path_factory):
     def run(mode: str) -> Path:
         if mode not in made:
             folder = tmp_path_factory.mktemp(mode)
-            launch(mode, folder)
+            # LoRA under FSDP1 is refused: PEFT would save empty adapters.
+            launch(mode, folder, *(["adamw"] if mode == "fsdp1" else ["adamw", "lora"]))
             made[mode] = folder
         return made[mode]
 
     return run
 
 
-def launch(mode: str, folder: Path) -> None:
+def launch(mode: str, folder: Path, *scenarios: str) -> None:
     accelerate = [str(Path(sys.executable).parent / "accelerate"), "launch", "--num-processes", "2"]
     config = ["--config-file", str(ROOT / f"configs/accelerate/{mode}.yaml"), "--main-process-port", "0"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*accelerate, *config, str(RUN), str(folder), "adamw", "lora"],
+        [*accelerate, *config, str(RUN), str(folder), *scenarios],
         env=environment, capture_output=True, text=True, timeout=400, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
@@ -75,7 +76,7 @@ def test_a_sharded_checkpoint_becomes_the_trainer_s_model(runs, mode, tmp_path, 
     assert (tmp_path / "out/generation_config.json").is_file()
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["deepspeed_zero2", "deepspeed_zero3", "fsdp2"])
 def test_adapters_of_a_sharded_checkpoint_are_merged(runs, mode, tmp_path):
     folder = runs(mode) / "lora"
     assert main(["export", str(folder / "checkpoint-2"), str(tmp_path / "out"), "--merge-lora"]) == 0

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from grpo_gym.cli import main
+from grpo_gym.launch import slurm
 from tests.end_to_end.slurm_cluster import Cluster, why_not
+from tests.launch.test_slurm import running_in, write_parts
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
@@ -128,3 +131,36 @@ def test_a_server_on_one_node_and_the_trainer_on_another(cluster, tmp_path):
         time.sleep(1)
     assert not programs_of(tmp_path)
     assert os.environ.get("SLURM_JOB_ID") is None
+
+
+def test_trainers_and_servers_on_several_nodes(cluster, tmp_path, monkeypatch):
+    """What starts where, the way of a signal to the ranks, and the end of every program; all are played."""
+    parts = write_parts(tmp_path / "parts")
+    monkeypatch.setattr(slurm, "activation", lambda: f"export PATH={parts}:$PATH")
+    experiment = {**EXPERIMENT, "training": {**EXPERIMENT["training"], "use_vllm": True}}
+    (tmp_path / "queued.yaml").write_text(yaml.safe_dump(experiment))
+    script = tmp_path / "job.sh"
+    flags = ["--partition", "cpu", "--gpus", "0", "--cpus", "2", "--memory", "4G", "--nodes", "3"]
+    words = ["slurm", str(tmp_path / "queued.yaml"), "acct", *flags, "--work-dir", str(tmp_path)]
+    assert main([*words, "--output", str(script)]) == 0
+    folder = tmp_path / "outputs/queued"
+    number = cluster.submit(script, PARTS=str(parts), PLAY="train", PLAY_OUT=str(folder))
+    trainer_log = folder / f"logs/slurm-{number}/trainer.log"
+    deadline = time.monotonic() + 60
+    while not (trainer_log.exists() and trainer_log.read_text().count("listening") == 2):
+        assert time.monotonic() < deadline, logs(tmp_path)
+        time.sleep(0.5)
+    cluster.run("scancel", "--batch", "--signal=USR1", number)  # as --signal=B:USR1@... will
+    job = cluster.wait(number, "PENDING", "COMPLETED", "FAILED", timeout=90)
+    assert (job["JobState"], job["Restarts"]) == ("PENDING", "1"), logs(tmp_path)
+    cluster.run("scontrol", "update", f"JobId={number}", "StartTime=now")
+    job = cluster.wait(number, "COMPLETED", "FAILED", timeout=90)
+    assert job["JobState"] == "COMPLETED", logs(tmp_path)
+    started = trainer_log.read_text()
+    for rank in (0, 1):
+        assert (
+            f"--num_processes 2 --num_machines 2 --machine_rank {rank} --main_process_ip 127.0.0.1" in started
+        )
+    assert "vllm_server_base_urls=[http://127.0.0.1:2" in started
+    assert "serving for" in (folder / f"logs/slurm-{number}/server-2.log").read_text()
+    assert not running_in(parts)

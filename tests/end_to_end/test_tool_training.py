@@ -30,7 +30,7 @@ def warm_model(tmp_path_factory):
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL_PATH)
     model = AutoModelForCausalLM.from_pretrained(TINY_MODEL_PATH)
-    examples = warm_start.demonstrations(ChatRenderer(tokenizer), 800, share_of_calls=0.35, seed=0)
+    examples = warm_start.demonstrations(ChatRenderer(tokenizer), 1920, share_of_calls=0.5, seed=0)
     warm_start.train(model, examples, batch_size=16, learning_rate=1.5e-3)
     folder = tmp_path_factory.mktemp("warm")
     model.save_pretrained(folder)

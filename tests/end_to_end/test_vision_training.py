@@ -18,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 from tiny_vision.families import make, save
 from tiny_vision.warm_start import warm_start
 
+STEPS = 140
+
 
 @functools.cache
 def environment():
@@ -33,9 +35,6 @@ def started(request, tmp_path_factory):
     model, processor = make(request.param, texts)
     warm_start(model, processor, env, steps=STEPS)
     return save(model.eval(), processor, tmp_path_factory.mktemp(request.param))
-
-
-STEPS = 140
 
 
 def settings(output_dir, **changes) -> GRPOConfig:

@@ -11,7 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ENVIRONMENTS = Path(__file__).parents[2] / "environments"
-MODULES = ["calculator_tools", "math_reasoning", "question_answer", "reasoning_gym_tasks"]
+MODULES = ["calculator_tools", "math_reasoning", "question_answer", "reasoning_gym_tasks", "visual_tasks"]
 
 
 @pytest.fixture(scope="module", params=MODULES)

@@ -30,6 +30,14 @@ class Answers(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.requests.append((body, self.headers.get("Authorization")))
+        if self.path == "/v1/completions":  # vf-vllm's way: ids in, ids out
+            tokens = {
+                "token_ids": [5, 6, 7],
+                "logprobs": {"token_logprobs": [-1.0] * 3},
+                "finish_reason": "stop",
+            }
+            self._send(self.server.status, {"choices": [tokens]})
+            return
         choice = {
             "index": 0,
             "finish_reason": "stop",
@@ -200,3 +208,49 @@ def test_a_key_that_is_refused_while_running_stops_the_evaluation(tmp_path, serv
     server.status = 401
     with pytest.raises(EvaluationStopped, match="refuses the key"):
         run_evaluation(config(tmp_path, model="m", base_url=server.url))
+
+
+class StartedServer:
+    """Stands in for `ColocatedServer`; real ones are in tests/end_to_end."""
+
+    failure = None
+    stopped = 0
+
+    def __init__(self, model, **kwargs):
+        self.base_url = type(self).url
+
+    def start(self, timeout):
+        if self.failure:
+            raise self.failure
+
+    def stop(self):
+        type(self).stopped += 1
+
+
+@pytest.fixture
+def started(server, monkeypatch):
+    fake = type("Fake", (StartedServer,), {"url": server.url.removesuffix("/v1")})
+    monkeypatch.setattr("grpo_gym.inference.colocate.ColocatedServer", fake)
+    return fake
+
+
+def test_a_server_of_its_own_gets_token_ids_and_is_stopped(tmp_path, server, started):
+    outcome = run_evaluation(config(tmp_path, backend="server"))
+    assert outcome.num_sampled == 8
+    assert all(isinstance(token, int) for token in server.requests[0][0]["prompt"])
+    assert "seed" not in server.requests[0][0]
+    assert started.stopped == 1
+
+
+def test_its_server_is_stopped_when_the_evaluation_fails(tmp_path, server, started):
+    server.status = 400
+    with pytest.raises(EvaluationStopped):
+        run_evaluation(config(tmp_path, backend="server", max_retries=0))
+    assert started.stopped == 1
+
+
+def test_a_server_that_does_not_start_is_one_line(tmp_path, started):
+    started.failure = TimeoutError("vf-vllm was not ready within 1 s (raise vllm_server_timeout)")
+    with pytest.raises(EvaluationStopped, match=r"not ready within 1 s \(raise server_timeout\)"):
+        run_evaluation(config(tmp_path, backend="server"))
+    assert started.stopped == 1

@@ -47,7 +47,7 @@ def test_the_memory_goes_with_the_tensor():
 def test_only_shared_weights_are_read(tmp_path):
     secret = tmp_path / "secret"
     secret.write_text("secret")
-    with open(secret) as file:
+    with open(secret, "r+") as file:
         for path in (str(secret), f"/proc/{os.getpid()}/fd/{file.fileno()}", "/proc/1/fd/../environ"):
             with pytest.raises(RuntimeError, match="shared weights"):
                 map_shared(path, 6)

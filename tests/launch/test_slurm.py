@@ -168,6 +168,9 @@ def save(number, frame):
         (folder / "rollout_state.json").write_text("{}")
     sys.exit(75)
 
+print("rank", *sys.argv[1:], flush=True)
+if (Path(os.environ["PLAY_OUT"]) / "checkpoint-3").exists():
+    sys.exit(0)  # resumed, and nothing is left to do
 if os.environ["PLAY"] == "fail":
     sys.exit("out of memory")
 if os.environ["PLAY"] == "finish":
@@ -186,20 +189,20 @@ sleep 60 & wait
 """
 
 
+def write_parts(folder, **more):
+    """Programs that play accelerate with one rank, and vf-vllm."""
+    folder.mkdir()
+    rank = f"#!{sys.executable}\n{RANK}"
+    for name, text in {"accelerate": ACCELERATE, "vf-vllm": VF_VLLM, "rank": rank, **more}.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    return folder
+
+
 @pytest.fixture
 def play(tmp_path, monkeypatch):
     """Run the script of an experiment with a server, without SLURM; the parts are played as `PLAY` says."""
-    parts = tmp_path / "parts"
-    parts.mkdir()
-    programs = {
-        "accelerate": ACCELERATE,
-        "vf-vllm": VF_VLLM,
-        "rank": f"#!{sys.executable}\n{RANK}",
-        "scontrol": '#!/bin/bash\necho "$@" >>"$PARTS/scontrol.log"\n',
-    }
-    for name, text in programs.items():
-        (parts / name).write_text(text)
-        (parts / name).chmod(0o755)
+    parts = write_parts(tmp_path / "parts", scontrol='#!/bin/bash\necho "$@" >>"$PARTS/scontrol.log"\n')
     monkeypatch.setattr(slurm, "activation", lambda: f"export PATH={parts}:$PATH")
     code, _ = write(tmp_path, SERVER, "output_dir=out", "--gpus", "0")
     assert code == 0
