@@ -43,14 +43,17 @@ def model_size(name: str, model: ModelSection) -> ModelSize | None:
     None when neither can be had.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
+
+    from grpo_gym.training.model_loading import auto_model_class
 
     try:
         config = AutoConfig.from_pretrained(resolve_model(name), trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError):
         return size_from_name(name)
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+        auto_class = auto_model_class(config)
+        empty = auto_class.from_config(config, trust_remote_code=model.trust_remote_code)
     linears = [m for n, m in empty.named_modules() if isinstance(m, torch.nn.Linear) and "lm_head" not in n]
     adapters = sum(model.lora_r * (m.in_features + m.out_features) for m in linears) if model.use_peft else 0
     text = config.get_text_config()

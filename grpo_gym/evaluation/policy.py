@@ -176,25 +176,31 @@ def sampling_params(config: EvalConfig) -> SamplingParams:
 
 
 def _renderer(config: EvalConfig, checkpoint: str) -> ChatRenderer:
-    from grpo_gym.training.model_loading import load_tokenizer
+    from grpo_gym.training.model_loading import load_renderer
 
-    tokenizer = load_tokenizer(checkpoint, None)
-    check_chat_template(tokenizer, checkpoint)
-    return ChatRenderer(tokenizer, config.chat_template_kwargs)
+    processing_class, renderer = load_renderer(checkpoint, None, None, config.chat_template_kwargs)
+    check_chat_template(processing_class, checkpoint)
+    return renderer
 
 
 def _local_policy(config: EvalConfig) -> TokenPolicy:
     import torch
-    from transformers import AutoModelForCausalLM
 
     from grpo_gym.inference.local_sampler import LocalSampler
-    from grpo_gym.training.model_loading import context_length, sequence_end_ids
+    from grpo_gym.training.model_loading import (
+        auto_model_class,
+        context_length,
+        load_config,
+        sequence_end_ids,
+    )
+    from grpo_gym.vision.generate import generator_for
 
     checkpoint = local_checkpoint(config)
     renderer = _renderer(config, checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = config.dtype or ("bfloat16" if device == "cuda" else "float32")
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype).eval()
+    auto_class = auto_model_class(load_config(checkpoint))
+    model = auto_class.from_pretrained(checkpoint, dtype=dtype).eval()
     model.to(device)
     sampler = LocalSampler(
         lambda: model,
@@ -202,6 +208,7 @@ def _local_policy(config: EvalConfig) -> TokenPolicy:
         max_model_len=min(context_length(model), config.max_model_len or 2**31),
         eos_token_ids=sequence_end_ids(model, renderer.tokenizer),
         seed=config.seed,
+        generate_batch=generator_for(renderer),
     )
     return TokenPolicy(sampler, renderer, sampling_params(config), seeded=True)
 

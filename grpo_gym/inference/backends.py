@@ -228,7 +228,7 @@ def is_sharded(accelerator: Accelerator) -> bool:
 def _empty_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A model of the same architecture, without adapters, with room for the gathered weights."""
     if hasattr(model, "get_base_model"):
-        model = model.get_base_model()
+        model = model.get_base_model()  # type: ignore[operator]
     config = copy.deepcopy(model.config)
     with torch.device("cpu"):
         return type(model)(config).eval()

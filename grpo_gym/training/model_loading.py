@@ -59,9 +59,7 @@ def load_tokenizer(
     return tokenizer
 
 
-def context_length(
-    model: str | PreTrainedModel, model_init_kwargs: Mapping[str, Any] | None = None
-) -> int:
+def context_length(model: str | PreTrainedModel, model_init_kwargs: Mapping[str, Any] | None = None) -> int:
     """Longest sequence the model takes, read from its configuration (no weights are loaded)."""
     text_config = load_config(model, model_init_kwargs).get_text_config()
     return int(getattr(text_config, "max_position_embeddings", None) or 2**31)
@@ -80,6 +78,7 @@ def load_renderer(
     model: str | PreTrainedModel,
     processing_class: PreTrainedTokenizerBase | ProcessorMixin | None,
     model_init_kwargs: Mapping[str, Any] | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
 ) -> tuple[PreTrainedTokenizerBase | ProcessorMixin, ChatRenderer]:
     """The tokenizer of a text model, or the processor of a vision-language model, and what renders prompts with it.
 
@@ -89,7 +88,7 @@ def load_renderer(
     config = load_config(model, model_init_kwargs)
     if not sees_images(config):
         tokenizer = load_tokenizer(model, processing_class, model_init_kwargs)  # type: ignore[arg-type]
-        return tokenizer, ChatRenderer(tokenizer)
+        return tokenizer, ChatRenderer(tokenizer, chat_template_kwargs)
     check_family(config)
     if isinstance(processing_class, PreTrainedTokenizerBase):
         raise ValueError(
@@ -100,7 +99,7 @@ def load_renderer(
         name = resolve_model(model) if isinstance(model, str) else config._name_or_path
         processing_class = load_processor(name, config, **source_arguments(model_init_kwargs or {}))
     load_tokenizer(model, processing_class.tokenizer)
-    return processing_class, ImageChatRenderer(processing_class, config)
+    return processing_class, ImageChatRenderer(processing_class, config, chat_template_kwargs)
 
 
 def load_model(model: str | PreTrainedModel, args: GRPOConfig) -> PreTrainedModel:
@@ -115,9 +114,13 @@ def load_model(model: str | PreTrainedModel, args: GRPOConfig) -> PreTrainedMode
     kwargs.setdefault("dtype", args.torch_dtype or "float32")
     if args.attn_implementation:
         kwargs.setdefault("attn_implementation", available_attention(args.attn_implementation))
-    config = load_config(model, args.model_init_kwargs)
-    auto_class: Any = AutoModelForImageTextToText if sees_images(config) else AutoModelForCausalLM
+    auto_class = auto_model_class(load_config(model, args.model_init_kwargs))
     return own_memory(auto_class.from_pretrained(resolve_model(model), **kwargs))
+
+
+def auto_model_class(config: PretrainedConfig) -> Any:
+    """What loads a model with an LM head: `AutoModelForImageTextToText` where it sees images."""
+    return AutoModelForImageTextToText if sees_images(config) else AutoModelForCausalLM
 
 
 def available_attention(name: str) -> str:
@@ -125,7 +128,8 @@ def available_attention(name: str) -> str:
     if name != "flash_attention_2" or is_flash_attn_2_available():
         return name
     warnings.warn(
-        "attn_implementation=flash_attention_2: flash-attn is not installed here, so sdpa is used.", stacklevel=4
+        "attn_implementation=flash_attention_2: flash-attn is not installed here, so sdpa is used.",
+        stacklevel=4,
     )
     return "sdpa"
 

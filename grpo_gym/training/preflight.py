@@ -89,7 +89,9 @@ class Preflight:
         return min(room, self.args.max_prompt_length or room)
 
     def _fits(self, row: Row) -> bool:
-        return len(self.renderer.prompt_ids(row["prompt"], offered_tools(self._env, row))) <= self.max_prompt_len
+        return (
+            len(self.renderer.prompt_ids(row["prompt"], offered_tools(self._env, row))) <= self.max_prompt_len
+        )
 
     def _check_some_prompt_fits(self, rows: EnvironmentRows) -> None:
         """Draw once from a stream of its own, which raises when no prompt fits."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import subprocess
 import sys
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def started(request, tmp_path_factory):
 
 def settings(output_dir, **changes) -> GRPOConfig:
     given = {
-        "max_steps": 20, "per_device_train_batch_size": 64, "num_generations": 8, "max_completion_length": 6,
+        "max_steps": 25, "per_device_train_batch_size": 64, "num_generations": 8, "max_completion_length": 6,
         "learning_rate": 5e-4, "eval_num_problems": 100, "eval_num_samples": 2, "eval_on_start": True,
         "report_to": "none", "disable_tqdm": True, "num_completions_to_print": 0, "save_strategy": "no", "seed": 1,
     }  # fmt: skip
@@ -94,3 +95,21 @@ def test_resumed_training_is_the_same_to_the_bit(started, tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "part" / "checkpoint-3"))
     for ours, theirs in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_the_commands_of_the_documentation(tmp_path):
+    root, folder = Path(__file__).parents[2], str(tmp_path / "model")
+    tool = [sys.executable, "tools/make_tiny_vision_model.py", folder, "--steps", "2"]
+    experiment = "configs/experiments/visual_tiny.yaml"
+    changes = [
+        f"model_name_or_path={folder}",
+        f"output_dir={tmp_path}/run",
+        "max_steps=1",
+        "eval_num_problems=4",
+    ]
+    train = [sys.executable, "-m", "grpo_gym.cli", "train", experiment, *changes]
+    for command in (tool, train):
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    assert (tmp_path / "run" / "processor_config.json").is_file()

@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 import verifiers as vf
 from reasoning_gym.factory import DATASETS
+from reasoning_gym.games.countdown import CountdownDataset
 from reasoning_gym_tasks import LazyReasoningGymEnv, UnscorableError, load_environment, task_names
 
 from grpo_gym.rollouts.prompts import LazyRows
@@ -311,3 +312,29 @@ def test_every_tasks_own_answer_scores_one(name):
         assert row["answer"] == ""
         return
     assert score(env, row, f"<answer>{row['answer']}</answer>") == pytest.approx(1.0)
+
+
+def test_an_entry_the_generator_gives_up_on_is_replaced_and_the_same_every_time(monkeypatch):
+    original = CountdownDataset.__getitem__
+
+    def gives_up(self, index):
+        if index in (3, 3 + 4099):
+            raise ValueError("Failed to generate valid expression")
+        return original(self, index)
+
+    monkeypatch.setattr(CountdownDataset, "__getitem__", gives_up)
+    rows = [load_environment("countdown", num_train_examples=9).row(3) for _ in range(2)]
+    assert rows[0] == rows[1]
+    assert rows[0]["info"]["index"] == 3
+    assert json.loads(rows[0]["info"]["entry"])["metadata"]["source_index"] == 3 + 2 * 4099
+
+
+def test_a_generator_that_always_gives_up_is_one_clear_error(monkeypatch):
+    def gives_up(self, index):
+        raise ValueError("Failed to generate valid expression")
+
+    monkeypatch.setattr(CountdownDataset, "__getitem__", gives_up)
+    with pytest.raises(
+        RuntimeError, match=r"'countdown' could not make entry 3, nor 15 others .* change its config"
+    ):
+        load_environment("countdown", num_train_examples=9).row(3)

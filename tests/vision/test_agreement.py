@@ -46,7 +46,7 @@ def _sample(
     return rollouts
 
 
-def _trainer_logprobs(model, images, rollouts: list[Rollout], temperature: float = 0.9) -> list[list[float]]:
+def trainer_logprobs(model, images, rollouts: list[Rollout], temperature: float = 0.9) -> list[list[float]]:
     install_logprob_forward(model)
     inputs = [PackInput(r.prompt_ids, [(i, r.completion_ids)]) for i, r in enumerate(rollouts)]
     found: dict[int, list[float]] = {}
@@ -64,7 +64,7 @@ def test_sampled_logprobs_are_the_trainers(family):
     model, _ = tiny(family)
     images = renderer(family)
     rollouts = _sample(model, images)
-    trained = _trainer_logprobs(model, images, rollouts)
+    trained = trainer_logprobs(model, images, rollouts)
     for rollout, logprobs in zip(rollouts, trained, strict=True):
         assert logprobs == pytest.approx(rollout.sampler_logprobs, abs=1e-4)
 
@@ -80,7 +80,7 @@ def test_a_sampled_image_token_is_text_in_both(family, monkeypatch):
     monkeypatch.setattr("grpo_gym.vision.generate.sample_tokens", always_the_image_token)
     rollouts = _sample(model, images, max_tokens=3)
     assert rollouts[0].completion_ids == [images.image_token_id] * 3
-    trained = _trainer_logprobs(model, images, rollouts)
+    trained = trainer_logprobs(model, images, rollouts)
     for rollout, logprobs in zip(rollouts, trained, strict=True):
         assert logprobs == pytest.approx(rollout.sampler_logprobs, abs=1e-4)
 
@@ -90,7 +90,7 @@ def test_the_picture_matters(family):
     model, _ = tiny(family)
     images = renderer(family)
     rollouts = _sample(model, images, max_tokens=2)[:1]
-    right = _trainer_logprobs(model, images, rollouts)[0]
+    right = trainer_logprobs(model, images, rollouts)[0]
     rollouts[0].images = [picture("blue")]
-    wrong = _trainer_logprobs(model, images, rollouts)[0]
+    wrong = trainer_logprobs(model, images, rollouts)[0]
     assert max(abs(a - b) for a, b in zip(right, wrong, strict=True)) > 1e-3

@@ -26,7 +26,7 @@ def warm_start(
     steps: int = 120,
     batch_size: int = 32,
     wrong: float = 0.5,
-    learning_rate: float = 3e-3,
+    learning_rate: float = 2e-3,
     seed: int = 0,
 ) -> list[float]:
     """Train on the environment's questions with answers in `<answer>` tags.

@@ -31,6 +31,9 @@ MAX_ROWS = 2**30
 _BLOCK_SIZE = 100_000
 _BLOCK_SIZES = {"acre": 500, "word_ladder": 10_000}
 _MAX_OPEN_BLOCKS = 32
+_MAX_ATTEMPTS = 16
+# Prime to every block size, and no neighbour of the entry.
+_RETRY_STRIDE = 4099
 # Tasks that draw from (list_functions) or reseed (pool_matrix) the process-wide generators.
 _GLOBAL_RNG_TASKS = frozenset({"list_functions", "pool_matrix"})
 
@@ -130,7 +133,7 @@ class TaskMixture:
         block, offset = divmod(index, _block_size(name))
         dataset = self._block(member, self.stage_at(index), block)
         with _seeded_globals(self.seed + index) if name in _GLOBAL_RNG_TASKS else contextlib.nullcontext():
-            return dataset[offset]
+            return _entry(dataset, offset, name)
 
     def _block(self, member: int, stage: int, block: int) -> ProceduralDataset:
         key = (member, stage, block)
@@ -143,6 +146,23 @@ class TaskMixture:
             _trim(self._blocks, _MAX_OPEN_BLOCKS)
         self._blocks.move_to_end(key)
         return self._blocks[key]
+
+
+def _entry(dataset: ProceduralDataset, offset: int, task: str) -> Entry:
+    """Entry `offset`, or where the task's generator gives up on it (countdown does at times) one far from it.
+
+    Raises:
+        RuntimeError: the generator gives up again and again.
+    """
+    for attempt in range(_MAX_ATTEMPTS):
+        try:
+            return dataset[(offset + attempt * _RETRY_STRIDE) % len(dataset)]
+        except (ValueError, RuntimeError) as error:
+            last = error
+    raise RuntimeError(
+        f"Reasoning Gym task '{task}' could not make entry {offset}, nor {_MAX_ATTEMPTS - 1} others instead "
+        f"({last}); change its config."
+    ) from last
 
 
 def _block_size(name: str) -> int:

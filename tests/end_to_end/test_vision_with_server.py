@@ -1,0 +1,95 @@
+"""A vision-language model on a real vf-vllm: the ids and log-probs of both sides, and a training run.
+
+On the CPU vLLM serves Idefics3 only: its code for Qwen-VL, SmolVLM and Gemma 3 needs torchvision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+from visual_tasks import load_environment
+
+from grpo_gym import GRPOConfig, GRPOTrainer
+from grpo_gym.inference.colocate import ColocatedServer
+from grpo_gym.inference.sampler import InferenceError, SamplingParams
+from grpo_gym.inference.vllm_client import VLLMSampler
+from grpo_gym.rollouts.types import Rollout
+from tests.vision.conftest import CORPUS, ask, picture, renderer, tiny
+from tests.vision.test_agreement import trainer_logprobs
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+
+from tiny_vision.families import save
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save(*tiny("idefics3"), tmp_path_factory.mktemp("idefics3"))
+
+
+@pytest.fixture(scope="module")
+def vision_server(folder, tmp_path_factory):
+    log = tmp_path_factory.mktemp("vf-vllm") / "server.log"
+    running = ColocatedServer(folder, max_model_len=256, extra_args=["--enforce-eager"], log_path=log)
+    running.start(timeout=300)
+    yield running
+    running.stop()
+
+
+def sample(url, folder, ids, images, seed=0):
+    async def once():
+        sampler = VLLMSampler([url], model=folder)
+        try:
+            return await sampler.sample(ids, SamplingParams(12, temperature=0.9, seed=seed), images=images)
+        finally:
+            await sampler.close()
+
+    return asyncio.run(once())
+
+
+def test_ids_and_logprobs_agree(vision_server, folder):
+    assert CORPUS
+    images = renderer("idefics3")
+    rollouts = []
+    for seed, messages in enumerate(
+        [
+            ask("Which?", picture("red")),
+            ask("How many?", picture("green", (84, 56)), picture("blue")),
+            ask("None."),
+        ]
+    ):
+        ids, prompt = images.prompt_ids(messages), images.image_prompt(messages)
+        result = sample(vision_server.base_url, folder, ids, prompt, seed)
+        urls = list(prompt.urls) if prompt else []
+        mask = [1] * len(result.completion_ids)
+        rollouts.append(Rollout(ids, result.completion_ids, result.logprobs, mask, 1.0, images=urls))
+    trained = trainer_logprobs(tiny("idefics3")[0], images, rollouts)
+    for rollout, logprobs in zip(rollouts, trained, strict=True):
+        assert logprobs == pytest.approx(rollout.sampler_logprobs, abs=1e-3)
+
+
+def test_another_prompt_than_the_servers_is_an_error(vision_server, folder):
+    images = renderer("idefics3")
+    messages = ask("Which?", picture())
+    with pytest.raises(InferenceError, match="they differ from token"):
+        sample(
+            vision_server.base_url, folder, images.prompt_ids(messages)[:-1], images.image_prompt(messages)
+        )
+
+
+def test_training_with_a_server(vision_server, folder, tmp_path):
+    args = GRPOConfig(
+        output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=16, num_generations=4,
+        max_completion_length=6, learning_rate=1e-3, report_to="none", disable_tqdm=True, do_eval=False,
+        num_completions_to_print=0, save_strategy="no", eval_num_problems=4, beta=0.0, max_staleness=0,
+        use_vllm=True, vllm_server_base_url=vision_server.base_url, scale_rewards="none", num_iterations=1,
+    )  # fmt: skip
+    env = load_environment(image_size=56, num_eval_examples=4)
+    trainer = GRPOTrainer(folder, env, args)
+    trainer.train()
+    steps = [entry for entry in trainer.state.log_history if "reward" in entry]
+    assert len(steps) == 2
+    assert all(entry["rollouts/failed"] == 0 for entry in steps)
