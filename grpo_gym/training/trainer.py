@@ -46,13 +46,14 @@ from grpo_gym.training.policy_loss import PolicyLoss
 from grpo_gym.training.preemption import PreemptionCallback
 from grpo_gym.training.preflight import Preflight
 from grpo_gym.training.reference import make_reference, place_reference
+from grpo_gym.training.renamed_weights import RenamedWeights
 from grpo_gym.training.resume import choose_checkpoint, load_rollout_state, save_rollout_state
 from grpo_gym.training.rollout_setup import build_rollouts
 from grpo_gym.training.step_batch import StepBatch, make_step_batch
 from grpo_gym.vision.loading import freeze_parts
 
 
-class GRPOTrainer(AtomicCheckpoints, Trainer):
+class GRPOTrainer(AtomicCheckpoints, RenamedWeights, Trainer):
     """Trains a causal language model, or a vision-language model, on a Verifiers environment with GRPO.
 
     Args:

@@ -1,6 +1,6 @@
 """Run by every process of a launch: train on fixed rollouts, save a checkpoint, and keep the trainer's own weights.
 
-    accelerate launch --config-file configs/accelerate/fsdp2.yaml tests/end_to_end/export_run.py OUT adamw lora
+accelerate launch --config-file configs/accelerate/fsdp2.yaml tests/end_to_end/export_run.py OUT adamw lora
 """
 
 import sys

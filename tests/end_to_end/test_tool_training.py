@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def warm_model(tmp_path_factory):
-    """The embedded model after tools/warm_start_calculator.py, shortened."""
+    """The embedded model after tools/warm_start_calculator.py."""
     sys.path.insert(0, str(ROOT / "tools"))
     try:
         import warm_start_calculator as warm_start
@@ -40,20 +40,20 @@ def warm_model(tmp_path_factory):
 
 def test_reward_rises_with_the_use_of_a_tool(tmp_path, warm_model):
     settings = [
-        f"model.model_name_or_path={warm_model}", f"output_dir={tmp_path}", "max_steps=12", "report_to=none",
+        f"model.model_name_or_path={warm_model}", f"output_dir={tmp_path}", "report_to=none",
         "eval_on_start=false", "eval_strategy=no", "disable_tqdm=true", "num_completions_to_print=0",
         "save_strategy=no",
     ]  # fmt: skip
     trainer = build_trainer(load_experiment(ROOT / "configs/experiments/calculator_tiny.yaml", settings))
     trainer.train()
     steps = [e for e in trainer.state.log_history if "loss" in e]
-    early, late = steps[:3], steps[-3:]
+    early, late = steps[:4], steps[-5:]
 
     def mean(entries, name):
         return sum(entry[name] for entry in entries) / len(entries)
 
-    assert mean(late, "reward") > mean(early, "reward") + 0.2
-    assert mean(late, "rewards/calculate_calls/mean") > mean(early, "rewards/calculate_calls/mean") + 0.2
+    assert mean(late, "reward") > mean(early, "reward") + 0.1
+    assert mean(late, "rewards/calculate_calls/mean") > mean(early, "rewards/calculate_calls/mean") + 0.1
     assert all(entry["sampling/sampling_logp_difference/max"] < 1e-3 for entry in steps)
     assert all(entry["rollouts/failed"] == 0 for entry in steps)
     rollouts = [r for group in trainer.last_groups.groups for r in group.rollouts]
