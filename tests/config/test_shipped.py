@@ -71,3 +71,10 @@ def test_a_task_and_a_model_are_one_file_each(write):
     assert experiment.model.model_name_or_path == "someone/their-model"
     assert build_args(experiment).learning_rate == 3e-6
     assert build_environment(experiment).row(0)["info"]["source_dataset"] == "gcd"
+
+
+@pytest.mark.parametrize("task", names("tasks"))
+def test_tasks_make_problems(task):
+    env = build_environment(load_experiment(CONFIGS / "tasks" / f"{task}.yaml"))
+    if hasattr(env, "row"):
+        assert all(env.row(index)["prompt"] for index in range(8))

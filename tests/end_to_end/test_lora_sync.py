@@ -69,6 +69,8 @@ def train(tmp_path, url, lora_sync):
         max_completion_length=64, max_steps=3, learning_rate=1e-2, disable_tqdm=True, save_strategy="no",
         use_vllm=True, vllm_server_base_url=url, eval_num_problems=8, num_completions_to_print=0,
         max_staleness=1, lora_sync=lora_sync,
+        # The evaluation at the end sends the final weights.
+        eval_on_start=True,
     )  # fmt: skip
     trainer = GRPOTrainer("tiny", legs_env(), args, peft_config=dataclasses.replace(LORA))
     trainer.train()
