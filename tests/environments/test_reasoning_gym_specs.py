@@ -2,6 +2,7 @@
 
 import json
 import re
+from fractions import Fraction
 
 import pytest
 import reasoning_gym_tasks
@@ -71,6 +72,7 @@ def test_entries_survive_being_written_down():
         "colors": {1: "red", 2: "blue"},
         "seen": {"x", "y"},
         "flag": True,
+        "share": Fraction(1, 3),
     }
     entry = {"question": "q", "answer": None, "metadata": metadata}
     assert decode_entry(encode_entry(entry), "q") == entry

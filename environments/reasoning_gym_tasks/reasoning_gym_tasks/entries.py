@@ -8,17 +8,18 @@ another process. Each row therefore carries the entry it was made from, and that
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-_TUPLE, _SET, _PAIRS = "__tuple__", "__set__", "__pairs__"
+_TUPLE, _SET, _PAIRS, _FRACTION = "__tuple__", "__set__", "__pairs__", "__fraction__"
 
 Entry = dict[str, Any]
 
 
 def encode_entry(entry: Entry) -> str:
-    """The answer and metadata of an entry as JSON; tuples, sets and non-string keys are tagged.
+    """The answer and metadata of an entry as JSON; tuples, sets, fractions and non-string keys are tagged.
 
     Raises:
         TypeError: the metadata holds something that is not plain data.
@@ -41,6 +42,8 @@ def _encode(value: Any) -> Any:
         return value
     if isinstance(value, np.generic | np.ndarray):
         return _encode(value.tolist())
+    if isinstance(value, Fraction):
+        return {_FRACTION: str(value)}
     if isinstance(value, list):
         return [_encode(item) for item in value]
     if isinstance(value, tuple):
@@ -55,7 +58,7 @@ def _encode(value: Any) -> Any:
 
 
 def _encode_dict(value: dict[Any, Any]) -> dict[str, Any]:
-    if all(isinstance(key, str) for key in value) and not {_TUPLE, _SET, _PAIRS} & value.keys():
+    if all(isinstance(key, str) for key in value) and not {_TUPLE, _SET, _PAIRS, _FRACTION} & value.keys():
         return {key: _encode(item) for key, item in value.items()}
     return {_PAIRS: [[_encode(key), _encode(item)] for key, item in value.items()]}
 
@@ -69,6 +72,8 @@ def _decode(value: Any) -> Any:
         return tuple(_decode(value[_TUPLE]))
     if _SET in value:
         return set(_decode(value[_SET]))
+    if _FRACTION in value:
+        return Fraction(value[_FRACTION])
     if _PAIRS in value:
         return {_decode(key): _decode(item) for key, item in value[_PAIRS]}
     return {key: _decode(item) for key, item in value.items()}

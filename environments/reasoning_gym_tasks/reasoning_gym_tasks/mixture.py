@@ -149,7 +149,7 @@ class TaskMixture:
 
 
 def _entry(dataset: ProceduralDataset, offset: int, task: str) -> Entry:
-    """Entry `offset`, or where the task's generator gives up on it (countdown does at times) one far from it.
+    """Entry `offset`, or where the task's generator gives up on it (countdown and codeio do at times) one far from it.
 
     Raises:
         RuntimeError: the generator gives up again and again.
@@ -157,7 +157,8 @@ def _entry(dataset: ProceduralDataset, offset: int, task: str) -> Entry:
     for attempt in range(_MAX_ATTEMPTS):
         try:
             return dataset[(offset + attempt * _RETRY_STRIDE) % len(dataset)]
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, TypeError) as error:
+            # TypeError: codeio cannot write some of its own results as JSON.
             last = error
     raise RuntimeError(
         f"Reasoning Gym task '{task}' could not make entry {offset}, nor {_MAX_ATTEMPTS - 1} others instead "
