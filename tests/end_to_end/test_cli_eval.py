@@ -6,12 +6,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.docs.markdown import ROOT, shell_lines
+from tests.docs.markdown import ROOT, run_line, shell_lines
 
 CONFIG = ROOT / "configs/eval/tiny_leg_counting.yaml"
 LINES = shell_lines(ROOT / "docs/evaluation.md")
@@ -99,18 +98,7 @@ def folder(tmp_path_factory):
 def test_documented_commands_run(line, folder):
     if any(word in line for word in NEEDS_MORE):
         line += " --dry-run"
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(
-        ["bash", "-c", line],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    assert "Traceback" not in done.stderr
+    run_line(line, folder)
 
 
 def test_what_the_documented_commands_leave(folder):

@@ -1,13 +1,9 @@
 """Every command of docs/command_line.md, run as printed, in order, from a folder of one's own."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from tests.docs.markdown import ROOT, shell_lines
+from tests.docs.markdown import ROOT, run_line, shell_lines
 
 LINES = shell_lines(ROOT / "docs/command_line.md")
 
@@ -22,18 +18,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("line", LINES)
 def test_runs_as_printed(line, folder):
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(
-        ["bash", "-c", line],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    assert "Traceback" not in done.stderr
+    run_line(line, folder)
 
 
 def test_what_the_commands_leave(folder):

@@ -1,7 +1,8 @@
 """Randomly initialised models and their processors, a few hundred thousand parameters each.
 
 An image of any size becomes 56 x 56 pixels, 16 patches and 4 tokens (Qwen keeps the aspect ratio: a
-56 x 84 image becomes 6 tokens).
+56 x 84 image becomes 6 tokens; "idefics3_tiles" cuts 112 x 112 pixels into 4 tiles and adds the whole picture, as
+Idefics3's checkpoints do: 20 tokens and their separators).
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ _TEMPLATE = (
 )
 _QWEN_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 _IDEFICS_TOKENS = ("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>")
+_TILE_TOKENS = tuple(f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2))
 _GEMMA_TOKENS = ("<start_of_image>", "<end_of_image>", "<image_soft_token>")
 
 
@@ -196,9 +198,9 @@ def _siglip(hidden_size: int) -> dict[str, Any]:
 
 
 def _idefics(
-    config_class: Any, corpus: Iterable[str], hidden_size: int
+    config_class: Any, corpus: Iterable[str], hidden_size: int, special: tuple[str, ...] = _IDEFICS_TOKENS
 ) -> tuple[PreTrainedTokenizerFast, Any]:
-    tokenizer = _tokenizer(corpus, _IDEFICS_TOKENS, "<image>")
+    tokenizer = _tokenizer(corpus, special, "<image>")
     config = config_class(
         text_config={"model_type": "llama", **_text_config(hidden_size), **_ids(tokenizer)},
         vision_config=_siglip(hidden_size),
@@ -220,6 +222,13 @@ _IDEFICS_IMAGES: dict[str, Any] = {
 def _idefics3(corpus: Iterable[str], hidden_size: int) -> tuple[Any, Any]:
     tokenizer, config = _idefics(Idefics3Config, corpus, hidden_size)
     images = Idefics3ImageProcessorPil(**_IDEFICS_IMAGES)
+    return Idefics3Processor(images, tokenizer, IMAGE_TOKENS, chat_template=tokenizer.chat_template), config
+
+
+def _idefics3_tiles(corpus: Iterable[str], hidden_size: int) -> tuple[Any, Any]:
+    tokenizer, config = _idefics(Idefics3Config, corpus, hidden_size, (*_IDEFICS_TOKENS, *_TILE_TOKENS))
+    tiled = {**_IDEFICS_IMAGES, "size": {"longest_edge": 2 * IMAGE_SIZE}, "do_image_splitting": True}
+    images = Idefics3ImageProcessorPil(**tiled)
     return Idefics3Processor(images, tokenizer, IMAGE_TOKENS, chat_template=tokenizer.chat_template), config
 
 
@@ -256,6 +265,7 @@ FAMILIES: dict[str, Callable[[Iterable[str], int], tuple[Any, Any]]] = {
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
     "idefics3": _idefics3,
+    "idefics3_tiles": _idefics3_tiles,
     "smolvlm": _smolvlm,
     "gemma3": _gemma3,
 }
