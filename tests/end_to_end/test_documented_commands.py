@@ -1,6 +1,5 @@
 """Every command of docs/command_line.md, run as printed, in order, from a folder of one's own."""
 
-
 import pytest
 
 from tests.docs.markdown import ROOT, run_line, shell_lines
