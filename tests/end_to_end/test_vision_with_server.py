@@ -6,6 +6,7 @@ On the CPU vLLM serves Idefics3 only: its code for Qwen-VL, SmolVLM and Gemma 3 
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from grpo_gym.inference.colocate import ColocatedServer
 from grpo_gym.inference.sampler import InferenceError, SamplingParams
 from grpo_gym.inference.vllm_client import VLLMSampler
 from grpo_gym.rollouts.types import Rollout
+from grpo_gym.vision.loading import part_of
 from grpo_gym.vision.renderer import ImageChatRenderer
 from tests.vision.conftest import CORPUS, ask, picture
 from tests.vision.test_agreement import trainer_logprobs
@@ -64,24 +66,33 @@ def sample(url, folder, ids, images, seed=0):
     return asyncio.run(once())
 
 
-def test_ids_and_logprobs_agree(vision_server, folder):
+def rollout(url, folder, messages, seed=0):
+    """What the server samples for a conversation; its prompt must be ours to the token."""
     images = renderer()
-    rollouts = []
-    for seed, messages in enumerate(
-        [
-            ask("Which?", picture("red")),
-            ask("How many?", picture("green", (84, 56)), picture("blue")),
-            ask("None."),
-        ]
-    ):
-        ids, prompt = images.prompt_ids(messages), images.image_prompt(messages)
-        result = sample(vision_server.base_url, folder, ids, prompt, seed)
-        urls = list(prompt.urls) if prompt else []
-        mask = [1] * len(result.completion_ids)
-        rollouts.append(Rollout(ids, result.completion_ids, result.logprobs, mask, 1.0, images=urls))
-    trained = trainer_logprobs(policy()[0], images, rollouts)
-    for rollout, logprobs in zip(rollouts, trained, strict=True):
-        assert logprobs == pytest.approx(rollout.sampler_logprobs, abs=1e-3)
+    ids, prompt = images.prompt_ids(messages), images.image_prompt(messages)
+    result = sample(url, folder, ids, prompt, seed)
+    urls = list(prompt.urls) if prompt else []
+    mask = [1] * len(result.completion_ids)
+    return Rollout(ids, result.completion_ids, result.logprobs, mask, 1.0, images=urls)
+
+
+def largest_difference(model, rollouts):
+    """Between the server's log-probs and those of `model`, in nats."""
+    ours = trainer_logprobs(model, renderer(), rollouts)
+    pairs = zip(rollouts, ours, strict=True)
+    return max(abs(a - b) for r, logprobs in pairs for a, b in zip(r.sampler_logprobs, logprobs, strict=True))
+
+
+def test_ids_and_logprobs_agree(vision_server, folder):
+    conversations = [
+        ask("Which?", picture("red")),
+        ask("How many?", picture("green", (84, 56)), picture("blue")),
+        ask("None."),
+    ]
+    rollouts = [rollout(vision_server.base_url, folder, c, seed) for seed, c in enumerate(conversations)]
+    assert largest_difference(policy()[0], rollouts) < 1e-3
+    rollouts[0].images = [picture("blue")]
+    assert largest_difference(policy()[0], rollouts[:1]) > 0.01
 
 
 def test_another_prompt_than_the_servers_is_an_error(vision_server, folder):
@@ -93,17 +104,46 @@ def test_another_prompt_than_the_servers_is_an_error(vision_server, folder):
         )
 
 
+def share_of_letters(completion):
+    """A reward that random weights get some of, other than the right answer."""
+    text = completion[-1]["content"]
+    return sum(c.isalpha() for c in text) / max(1, len(text))
+
+
+def with_weights_of(model, parts):
+    """The policy as it was before training, with some parts of the trained one."""
+    mixed = copy.deepcopy(policy()[0])
+    trained = {name: value for name, value in model.state_dict().items() if part_of(name) in parts}
+    mixed.load_state_dict(trained, strict=False)
+    return mixed
+
+
 def test_training_with_a_server(vision_server, folder, tmp_path):
     args = GRPOConfig(
-        output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=16, num_generations=4,
-        max_completion_length=6, learning_rate=1e-3, report_to="none", disable_tqdm=True, do_eval=False,
+        output_dir=str(tmp_path), max_steps=3, per_device_train_batch_size=16, num_generations=4,
+        max_completion_length=6, learning_rate=3e-3, report_to="none", disable_tqdm=True, do_eval=False,
         num_completions_to_print=0, save_strategy="no", eval_num_problems=4, beta=0.0, max_staleness=0,
         use_vllm=True, vllm_server_base_url=vision_server.base_url, scale_rewards="none", num_iterations=1,
         vllm_server_timeout=5,
     )  # fmt: skip
     env = load_environment(image_size=56, num_eval_examples=4)
+    env.rubric.add_reward_func(share_of_letters)
     trainer = GRPOTrainer(folder, env, args)
     trainer.train()
     steps = [entry for entry in trainer.state.log_history if "reward" in entry]
-    assert len(steps) == 2
-    assert all(entry["rollouts/failed"] == 0 for entry in steps)
+    assert len(steps) == 3
+    assert all(entry["rollouts/failed"] == 0 and entry["grad_norm"] > 0 for entry in steps)
+    # Later steps are sampled with pushed weights.
+    assert max(entry["sampling/sampling_logp_difference/max"] for entry in steps) < 1e-3
+    # The server has all of the trained weights, those of the vision tower and the projector, too.
+    seen = [rollout(vision_server.base_url, folder, ask("Which?", picture("red")))]
+    assert largest_difference(trainer.model, seen) < 1e-3
+    for left_out in ("vision_tower", "projector", "language"):
+        parts = {"vision_tower", "projector", "language"} - {left_out}
+        print(
+            "STALE",
+            left_out,
+            largest_difference(with_weights_of(trainer.model, parts), seen),
+            largest_difference(trainer.model, seen),
+        )
+        assert largest_difference(with_weights_of(trainer.model, parts), seen) > 0.01
