@@ -16,6 +16,7 @@ from grpo_gym.rollouts.tool_calls import offered_tools
 from grpo_gym.training.config import GRPOConfig
 from grpo_gym.training.hub import check_hub
 from grpo_gym.training.model_loading import context_length, load_renderer
+from grpo_gym.vision.server_chat import check_servable
 
 
 class Preflight:
@@ -53,6 +54,8 @@ class Preflight:
         self.processing_class, self.renderer = load_renderer(model, processing_class, args.model_init_kwargs)
         self.tokenizer = self.renderer.tokenizer
         check_chat_template(self.processing_class, self.model_name)
+        if args.use_vllm:
+            check_servable(self.processing_class)
         context = context_length(model, args.model_init_kwargs)
         self.max_model_len = min(context, args.vllm_max_model_len or 2**31)
         self.served_model_name = self.model_name

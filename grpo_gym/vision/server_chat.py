@@ -15,6 +15,25 @@ CHAT_ROUTE = "/v1/chat/completions"
 _SHOWN = 5
 
 
+def check_servable(processor: Any) -> None:
+    """Raise a ValueError for a processor whose pictures would end a vf-vllm server.
+
+    vLLM 0.29 asks the image processors of Idefics3 and SmolVLM how many tiles a picture has. For a picture that
+    is not split they say 0; vLLM then gives the model no pixels at all, and its engine dies.
+
+    Args:
+        processor: of the model, or a tokenizer.
+    """
+    images: Any = getattr(processor, "image_processor", None)
+    # Whether there are tiles is the same for pictures of all sizes: their longest edge is set.
+    if hasattr(images, "do_image_splitting") and images.get_number_of_image_patches(1, 1)[0] == 0:
+        raise ValueError(
+            "vLLM cannot serve pictures in one piece, as this model's processor makes them: set do_image_splitting "
+            "to true in the model's processor_config.json or preprocessor_config.json, with a size whose longest_edge "
+            "is larger than that of max_image_size, or sample in process (use_vllm=False)."
+        )
+
+
 def chat_request(completions_request: Mapping[str, Any], images: ImagePrompt) -> dict[str, Any]:
     """A `/v1/completions` request as a chat request with pictures.
 

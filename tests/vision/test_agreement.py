@@ -15,7 +15,7 @@ from grpo_gym.vision.renderer import ImageChatRenderer
 from grpo_gym.vision.training_batch import with_images
 from tests.vision.conftest import ask, picture, renderer, tiny
 
-FAMILIES = ("qwen2_5_vl", "qwen3_vl", "idefics3", "smolvlm", "gemma3")
+FAMILIES = ("qwen2_5_vl", "qwen3_vl", "idefics3", "idefics3_tiles", "smolvlm", "gemma3")
 
 
 def _prompts():

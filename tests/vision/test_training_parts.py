@@ -19,7 +19,7 @@ from grpo_gym.training.logprobs import completion_logprobs, install_logprob_forw
 from grpo_gym.training.model_loading import apply_peft, load_renderer
 from grpo_gym.training.packing import PackInput, empty_pack, pack_groups
 from grpo_gym.vision.loading import freeze_parts, load_processor, part_of, sees_images
-from grpo_gym.vision.server_chat import chat_request, check_same_prompt, completions_answer
+from grpo_gym.vision.server_chat import chat_request, check_same_prompt, check_servable, completions_answer
 from grpo_gym.vision.training_batch import with_images
 from tests.vision.conftest import ask, picture, renderer, tiny
 
@@ -154,6 +154,17 @@ def test_prompts_are_measured_with_their_pictures(tmp_path):
     with pytest.raises(ValueError, match="none of the 20 prompts fits"):
         GRPOTrainer(copy.deepcopy(model), env, config(tmp_path, max_prompt_length=shortest - 1), processor)
     assert GRPOTrainer(copy.deepcopy(model), env, config(tmp_path, max_prompt_length=length + 20), processor)
+
+
+@pytest.mark.parametrize("family", ["idefics3", "smolvlm"])
+def test_pictures_that_would_end_a_server_are_refused(family, tokenizer, tmp_path):
+    model, processor = tiny(family)
+    env = load_environment(image_size=56, num_train_examples=20, num_eval_examples=4)
+    with pytest.raises(ValueError, match="do_image_splitting") as caught:
+        GRPOTrainer(copy.deepcopy(model), env, config(tmp_path, use_vllm=True), processor)
+    assert "\n" not in str(caught.value)
+    for fine in (tiny("idefics3_tiles")[1], tiny("qwen2_5_vl")[1], tiny("gemma3")[1], tokenizer):
+        check_servable(fine)
 
 
 def test_the_server_must_have_seen_the_same_ids():
