@@ -1,5 +1,8 @@
 """Every command of docs/command_line.md, run as printed, in order, from a folder of one's own."""
 
+import json
+import re
+
 import pytest
 
 from tests.docs.markdown import ROOT, run_line, shell_lines
@@ -36,3 +39,15 @@ def test_what_the_commands_leave(folder):
         "job.sh",
     ):
         assert (folder / "outputs" / name).exists(), name
+
+
+def test_every_metric_of_the_run_is_explained(folder):
+    """docs/metrics.md names all that a real run logs; <...> there stands for any name."""
+    state = json.loads((folder / "outputs/legs/trainer_state.json").read_text())
+    logged = {name for entry in state["log_history"] for name in entry}
+    assert "reward" in logged
+    assert "eval_accuracy" in logged
+    explained = re.findall(r"`([\w/@<>]+)`", (ROOT / "docs/metrics.md").read_text())
+    patterns = [re.sub(r"<\w+>", r"[\\w.-]+", name) for name in explained]
+    unexplained = {name for name in logged if not any(re.fullmatch(p, name) for p in patterns)}
+    assert not unexplained
