@@ -99,6 +99,14 @@ class Cluster:
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout.strip()
 
+    def start_now(self, number: str, *settings: str) -> None:
+        """Start a requeued job without the two minutes SLURM holds it for.
+
+        Not at once, though: a node takes a start in the second of the requeue for one of the killed job.
+        """
+        time.sleep(3)
+        self.run("scontrol", "update", f"JobId={number}", "StartTime=now", *settings)
+
     def submit(self, script: Path, **variables: str) -> str:
         """Submit a script, with more variables in its environment; returns the job's id."""
         exported = ",".join(["ALL", *(f"{name}={value}" for name, value in variables.items())])

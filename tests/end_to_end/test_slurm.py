@@ -95,8 +95,8 @@ def test_a_job_that_meets_its_time_limit_is_queued_again_and_finishes(cluster, t
     assert len(saved) == 1
     stopped_after = int(saved[0].name.removeprefix("checkpoint-"))
     assert 0 < stopped_after < STEPS
-    # The second start has all the time it needs, and need not wait the two minutes SLURM holds a requeued job for.
-    cluster.run("scontrol", "update", f"JobId={number}", "StartTime=now", "TimeLimit=00:10:00")
+    # The second start has all the time it needs, and need not wait.
+    cluster.start_now(number, "TimeLimit=00:10:00")
     job = cluster.wait(number, "COMPLETED", "FAILED", "TIMEOUT", timeout=240)
     assert job["JobState"] == "COMPLETED", logs(tmp_path)
     assert job["ExitCode"] == "0:0"
@@ -153,7 +153,7 @@ def test_trainers_and_servers_on_several_nodes(cluster, tmp_path, monkeypatch):
     cluster.run("scancel", "--batch", "--signal=USR1", number)  # as --signal=B:USR1@... will
     job = cluster.wait(number, "PENDING", "COMPLETED", "FAILED", timeout=90)
     assert (job["JobState"], job["Restarts"]) == ("PENDING", "1"), logs(tmp_path)
-    cluster.run("scontrol", "update", f"JobId={number}", "StartTime=now")
+    cluster.start_now(number)
     job = cluster.wait(number, "COMPLETED", "FAILED", timeout=90)
     assert job["JobState"] == "COMPLETED", logs(tmp_path)
     started = trainer_log.read_text()
