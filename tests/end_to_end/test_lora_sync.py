@@ -68,7 +68,7 @@ def train(tmp_path, url, lora_sync):
         output_dir=str(tmp_path), report_to="none", per_device_train_batch_size=32, num_generations=8,
         max_completion_length=64, max_steps=3, learning_rate=1e-2, disable_tqdm=True, save_strategy="no",
         use_vllm=True, vllm_server_base_url=url, eval_num_problems=8, num_completions_to_print=0,
-        max_staleness=1, lora_sync=lora_sync,
+        max_staleness=0, lora_sync=lora_sync,
         # The evaluation at the end sends the final weights.
         eval_on_start=True,
     )  # fmt: skip
@@ -83,7 +83,7 @@ def test_training_with_the_adapter_alone(lora_server, tmp_path):
     served = server_logprobs(lora_server.base_url, ADAPTER_NAME, TEXT)
     assert mean_difference(served, model_logprobs(trainer.model.eval())) < 1e-3
     for entry in training_log(tmp_path):
-        assert entry["sampling/sampling_logp_difference/mean"] < 0.05
+        assert entry["sampling/sampling_logp_difference/mean"] < 0.01
 
 
 def test_training_with_merged_weights(server, tmp_path):
