@@ -32,6 +32,8 @@ SETTINGS: tuple[RunSetting, ...] = (
     RunSetting(512, 1408, 8, 8, 2, 4096, 16, 4, 30, 48),
     RunSetting(128, 384, 4, 4, 2, 2048, 128, 16, 100, 48),
     RunSetting(768, 2048, 4, 12, 4, 8192, 16, 8, 40, 24),
+    # Vocabularies of real models are larger than that: what is fitted has to reach there.
+    RunSetting(256, 768, 4, 4, 2, 49152, 16, 8, 30, 24),
 )
 
 
