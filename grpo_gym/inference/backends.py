@@ -145,11 +145,19 @@ class ServerBackend:
         self.sampler: VLLMSampler | None = None
         self._sync: ServerWeightSync | None = None
         if accelerator.is_main_process:
-            self.sampler = VLLMSampler(urls, model=model_name, request_timeout=request_timeout)
             self._sync = ServerWeightSync(urls)
-            self._sync.connect(accelerator.device)
-            if adapter is not None:
-                self._sync.check_adapter(adapter.r, adapter.target_modules)
+            self._connect(self._sync, accelerator.device)
+            self.sampler = VLLMSampler(urls, model=model_name, request_timeout=request_timeout)
+
+    def _connect(self, sync: ServerWeightSync, device: torch.device) -> None:
+        """Hold the servers; where one cannot be used none stays held, so that another try is not refused."""
+        try:
+            sync.connect(device)
+            if self._adapter is not None:
+                sync.check_adapter(self._adapter.r, self._adapter.target_modules)
+        except BaseException:
+            sync.close()
+            raise
 
     def update(self, model: Any, version: int) -> None:
         """Push the weights and check with the canary that the servers' log-probs are the trainer's.
@@ -206,15 +214,22 @@ class ColocatedBackend(ServerBackend):
 
     def __init__(self, server: ColocatedServer | None, **kwargs: Any) -> None:
         self._server = server
-        super().__init__(**kwargs)
+        try:
+            super().__init__(**kwargs)
+        except BaseException:
+            self._stop_server()
+            raise
 
     def close(self) -> None:
         """Leave the group and stop the server."""
         try:
             super().close()
         finally:
-            if self._server is not None:
-                self._server.stop()
+            self._stop_server()
+
+    def _stop_server(self) -> None:
+        if self._server is not None:
+            self._server.stop()
 
 
 def is_sharded(accelerator: Accelerator) -> bool:

@@ -37,7 +37,7 @@ from grpo_gym.inference.weight_transfer_buckets import (
     iter_buckets,
 )
 from grpo_gym.inference.weight_transfer_guard import ADAPTER_PATH, trainer_name
-from grpo_gym.inference.weight_transfer_shared import shared_buffer
+from grpo_gym.inference.weight_transfer_shared import SharedBufferPool
 
 __all__ = ["ServerWeightSync", "WeightSyncError", "check_canary"]
 
@@ -72,6 +72,7 @@ class ServerWeightSync:
         self._timeout = timeout
         self._bucket_bytes = bucket_bytes
         self._device = torch.device("cpu")
+        self._pool = SharedBufferPool()
         self.clock = PhaseClock()
 
     @property
@@ -187,6 +188,7 @@ class ServerWeightSync:
         """Leave the groups and release the servers for another trainer; a server that is gone is no error."""
         for link in self._links:
             link.close()
+        self._pool.clear()
 
     def _live(self) -> list[ServerLink]:
         return [link for link in self._links if not link.lost]
@@ -204,7 +206,7 @@ class ServerWeightSync:
             weights,
             self._bucket_bytes,
             device,
-            allocate=shared_buffer if shared else None,
+            allocate=self._pool.allocator() if shared else None,
             num_buffers=num_buffers(device),
         )
 

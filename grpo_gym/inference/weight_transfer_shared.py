@@ -12,6 +12,7 @@ import mmap
 import os
 import re
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -31,6 +32,33 @@ def shared_buffer(num_bytes: int) -> tuple[torch.Tensor, str]:
     memory = mmap.mmap(descriptor, num_bytes, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
     weakref.finalize(memory, os.close, descriptor)
     return torch.frombuffer(memory, dtype=torch.uint8), f"/proc/{os.getpid()}/fd/{descriptor}"
+
+
+class SharedBufferPool:
+    """Shared buffers that every weight sync uses again: fresh memory costs more than what is written to it.
+
+    (The kernel clears fresh pages and maps them one by one, 4 KiB at a time.)
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[int, list[tuple[torch.Tensor, str]]] = {}
+
+    def allocator(self) -> Callable[[int], tuple[torch.Tensor, str]]:
+        """`shared_buffer` for one weight sync; the buffers of the one before have to be out of use."""
+        free = {num_bytes: list(buffers) for num_bytes, buffers in self._buffers.items()}
+
+        def allocate(num_bytes: int) -> tuple[torch.Tensor, str]:
+            if unused := free.get(num_bytes):
+                return unused.pop()
+            buffer = shared_buffer(num_bytes)
+            self._buffers.setdefault(num_bytes, []).append(buffer)
+            return buffer
+
+        return allocate
+
+    def clear(self) -> None:
+        """Free the memory."""
+        self._buffers.clear()
 
 
 def map_shared(path: str, num_bytes: int) -> torch.Tensor:

@@ -95,3 +95,4 @@ def test_training_with_merged_weights(server, tmp_path):
 def test_a_server_without_lora_is_named_before_training(server, tmp_path):
     with pytest.raises(ValueError, match="--enable-lora --max-lora-rank"):
         train(tmp_path, server.base_url, "adapter")
+    assert ServerApi(server.base_url).get("/vf_info")["trainer"] is None, "the next trainer would be refused"
