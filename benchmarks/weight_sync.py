@@ -30,7 +30,7 @@ MIB = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Push:
-    """One weight sync: seconds in all and by phase, MiB of the trainer above its memory before."""
+    """One weight sync: seconds in all and by phase, MiB of the trainer above its memory without buckets."""
 
     seconds: float
     phases: dict[str, float]
@@ -93,7 +93,7 @@ def measure(model: PreTrainedModel, url: str, args: argparse.Namespace) -> tuple
 
 def push(sync: ServerWeightSync, model: PreTrainedModel, version: int) -> Push:
     """One sync as the trainer does it, the canary left out."""
-    before = reset_high_water_mark()
+    before = reset_high_water_mark() - sync._pool.num_bytes / MIB
     start = time.perf_counter()
     sync.push(iter_full_weights(model), version)
     seconds = time.perf_counter() - start
@@ -158,9 +158,10 @@ def _notes(args: argparse.Namespace, num_bytes: int, backend: str) -> list[str]:
         f"each; {args.pairs} interleaved pairs after one of warm-up.",
         "memcpy: every parameter into memory that is there already, one thread per core of the trainer.",
         "fill: the trainer gathers and packs a bucket while another is sent; send: what it waits for the server "
-        "beyond that (HTTP, reading the bucket, and vLLM's layer-wise reload, which loads, processes and copies each "
-        "layer once more); finish: vLLM's last layers and repacking of tied embeddings.",
-        "Extra memory: growth of the trainer's resident high-water mark during the push, shared buckets included.",
+        "beyond that (HTTP, reading the bucket, and vLLM's layer-wise reload, which copies every layer into fresh "
+        "memory and has oneDNN pack it into more); finish: vLLM's last layers and packing of the LM head.",
+        "Extra memory: the shared buckets, which stay for the next sync, and the growth of the trainer's resident "
+        "high-water mark during the push.",
     ]
 
 

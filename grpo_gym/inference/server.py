@@ -39,6 +39,9 @@ _MIDDLEWARE = "grpo_gym.inference.weight_transfer_guard.WeightSyncGuard"
 _LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 OWN_BACKENDS = ("gloo", "vf_nccl")
 _GIB = 2**30
+_HUGE_PAGES = "glibc.malloc.hugetlb=1"
+"""Large pages where the kernel has them on request. A reload packs every layer into fresh memory, and the kernel hands
+that out a page at a time."""
 _SMALL_MACHINE_CPUS = 8
 _PARENT_POLL_S = 2.0
 
@@ -237,6 +240,7 @@ def cpu_environment(args: argparse.Namespace, default_utilization: float) -> dic
     if "VLLM_CPU_OMP_THREADS_BIND" not in os.environ and (cpus <= _SMALL_MACHINE_CPUS or replicas > 1):
         variables["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         variables["OMP_NUM_THREADS"] = str(max(1, cpus // replicas))
+    variables["GLIBC_TUNABLES"] = _HUGE_PAGES
     return variables
 
 

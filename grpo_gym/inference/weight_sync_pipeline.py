@@ -37,6 +37,20 @@ def num_buffers(device: torch.device) -> int:
     return 1 if device.type == "cuda" else 2
 
 
+@contextmanager
+def half_of_the_threads() -> Iterator[None]:
+    """Compute with half of torch's threads: servers on this machine load with as many threads at the same time.
+
+    More threads than cores would spin at every barrier for one that is not running.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def send_buckets(
     buckets: Iterator[Bucket], send: Callable[[BucketSpec, torch.Tensor], None], clock: PhaseClock
 ) -> None:
@@ -47,7 +61,7 @@ def send_buckets(
         send: returns when the servers have taken the bucket; called in a thread, one call at a time.
         clock: counts "fill" and "send".
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="weight-sync") as sender:
+    with half_of_the_threads(), ThreadPoolExecutor(1, thread_name_prefix="weight-sync") as sender:
         sending: Future[None] | None = None
         while True:
             with clock.phase("fill"):

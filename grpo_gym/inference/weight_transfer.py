@@ -12,17 +12,31 @@ unpickles the NCCL id and its "ipc" engine memory handles: neither is used here.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    UnquantizedEmbeddingMethod,
+    VocabParallelEmbedding,
+)
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+from vllm.model_executor.model_loader.reload.types import LayerReloadingInfo
 
+from grpo_gym.inference.weight_sync_pipeline import half_of_the_threads
 from grpo_gym.inference.weight_transfer_buckets import BucketSpec
 from grpo_gym.inference.weight_transfer_group import GlooGroup, Rendezvous, TransferGroup, join_store
 from grpo_gym.inference.weight_transfer_shared import map_shared
+
+
+class _PackedLater(UnquantizedEmbeddingMethod):  # type: ignore[misc]
+    """Of an embedding in the middle of a reload."""
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        """Not yet."""
 
 
 class GlooEngine(NCCLWeightTransferEngine):
@@ -35,6 +49,7 @@ class GlooEngine(NCCLWeightTransferEngine):
     init_info_cls = Rendezvous  # type: ignore[assignment]
     update_info_cls = BucketSpec  # type: ignore[assignment]
     _group: TransferGroup | None = None
+    _loading: Sequence[LayerReloadingInfo] = ()
 
     def init_transfer_engine(self, init_info: Rendezvous) -> None:  # type: ignore[override]
         """Join the trainer's group; a group of an earlier trainer is left.
@@ -74,25 +89,41 @@ class GlooEngine(NCCLWeightTransferEngine):
             flat = torch.empty(num_bytes, dtype=torch.uint8, device=self._bucket_device())
             self._group.broadcast(flat)
         flat = flat.to(self.device)
-        with disable_mtp_completeness_check():
+        with disable_mtp_completeness_check(), half_of_the_threads():
             self.model.load_weights(update_info.unpack(flat))  # type: ignore[operator]
         if update_info.shared_path:
-            copy_pending(self.model, flat)
+            copy_pending(self._loading, flat)
 
     def _bucket_device(self) -> torch.device:
         return torch.device("cpu")
 
+    def start_weight_update(self) -> None:
+        """Begin the reload; embeddings are not packed in it but once, at the end, and only those that are heads."""
+        super().start_weight_update()
+        self._loading = [get_layerwise_info(layer) for layer in self.model.modules()]
+        for layer in self._embeddings():
+            # Its own type only: quantized methods convert weights, which has to happen while the layer is loaded.
+            if type(layer.quant_method) is UnquantizedEmbeddingMethod:
+                layer.quant_method = _PackedLater()
+
     def finish_weight_update(self) -> None:
-        """Finish the reload, and repack what vLLM keeps packed beside it.
+        """Finish the reload, and pack the LM head.
 
         On CPU the LM head multiplies with its own packed copy of the embedding. A tied head has no weight of
         its own to reload, so its copy would stay that of the old weights.
         """
         super().finish_weight_update()
-        embeddings = [module for module in self.model.modules() if isinstance(module, VocabParallelEmbedding)]
+        self._loading = []
+        embeddings = self._embeddings()
+        for layer in embeddings:
+            if isinstance(layer.quant_method, _PackedLater):
+                layer.quant_method = UnquantizedEmbeddingMethod()
         # Without a head of its own, an embedding is the head. Packing one that is only looked up would be wasted.
-        for head in [module for module in embeddings if isinstance(module, ParallelLMHead)] or embeddings:
+        for head in [layer for layer in embeddings if isinstance(layer, ParallelLMHead)] or embeddings:
             head.quant_method.process_weights_after_loading(head)
+
+    def _embeddings(self) -> list[VocabParallelEmbedding]:
+        return [module for module in self.model.modules() if isinstance(module, VocabParallelEmbedding)]
 
     def shutdown(self) -> None:
         """Leave the trainer's group."""
@@ -101,11 +132,11 @@ class GlooEngine(NCCLWeightTransferEngine):
             self._group = None
 
 
-def copy_pending(model: torch.nn.Module, flat: torch.Tensor) -> None:
+def copy_pending(layers: Iterable[LayerReloadingInfo], flat: torch.Tensor) -> None:
     """Copy what layers that are not complete yet still hold of a bucket, before its memory is written again."""
     start, end = flat.data_ptr(), flat.data_ptr() + flat.numel()
-    for layer in model.modules():
-        for _, bound in get_layerwise_info(layer).loaded_weights:
+    for layer in layers:
+        for _, bound in layer.loaded_weights:
             for name, value in bound.arguments.items():
                 if isinstance(value, torch.Tensor) and start <= value.data_ptr() < end:
                     bound.arguments[name] = value.clone()

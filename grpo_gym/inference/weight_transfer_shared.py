@@ -56,8 +56,13 @@ class SharedBufferPool:
 
         return allocate
 
+    @property
+    def num_bytes(self) -> int:
+        """What it holds, in use or not."""
+        return sum(num_bytes * len(buffers) for num_bytes, buffers in self._buffers.items())
+
     def clear(self) -> None:
-        """Free the memory."""
+        """Free the memory, as soon as nobody uses it."""
         self._buffers.clear()
 
 

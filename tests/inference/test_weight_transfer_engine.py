@@ -7,7 +7,7 @@ from torch import nn
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from vllm.model_executor.model_loader.reload.layerwise import (
-    finalize_layerwise_reload,
+    get_layerwise_info,
     initialize_layerwise_reload,
     record_metadata_for_reloading,
 )
@@ -38,6 +38,7 @@ class Toy(nn.Module):
 def engine_of(model):
     engine = GlooEngine.__new__(GlooEngine)
     engine.model, engine.device, engine._group = model, torch.device("cpu"), object()
+    engine.model_config = None
     return engine
 
 
@@ -49,12 +50,12 @@ def test_weights_read_from_shared_memory_arrive_whole(bucket_bytes):
     record_metadata_for_reloading(model)
     new = {name: torch.randn_like(parameter) for name, parameter in model.named_parameters()}
     engine = engine_of(model)
-    initialize_layerwise_reload(model)
+    engine.start_weight_update()
     for spec, flat in iter_buckets(new.items(), bucket_bytes, allocate=shared_buffer, num_buffers=2):
         assert spec.shared_path
         engine.receive_weights(spec)
         flat.fill_(255)
-    finalize_layerwise_reload(model, None)
+    engine.finish_weight_update()
     loaded = dict(model.named_parameters())
     assert all(torch.equal(loaded[name], weight) for name, weight in new.items())
     assert [parameter.data_ptr() for parameter in model.parameters()] == storages
@@ -62,7 +63,7 @@ def test_weights_read_from_shared_memory_arrive_whole(bucket_bytes):
 
 def test_without_the_copies_the_scribble_would_arrive(monkeypatch):
     """The test above can fail: a layer whose two parameters lie in different buckets is loaded late."""
-    monkeypatch.setattr("grpo_gym.inference.weight_transfer.copy_pending", lambda model, flat: None)
+    monkeypatch.setattr("grpo_gym.inference.weight_transfer.copy_pending", lambda layers, flat: None)
     with pytest.raises(AssertionError):
         test_weights_read_from_shared_memory_arrive_whole(512)
 
@@ -75,11 +76,8 @@ def test_only_what_lies_in_the_bucket_is_copied():
     model.load_weights(
         [("layers.0.weight", flat.view(torch.float32).view(24, 16)), ("layers.1.weight", elsewhere)]
     )
-    copy_pending(model, flat)
-    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
-
-    held = [
-        get_layerwise_info(model.layers[i]).loaded_weights[0][1].arguments["loaded_weight"] for i in (0, 1)
-    ]
+    layers = [get_layerwise_info(model.layers[i]) for i in (0, 1)]
+    copy_pending(layers, flat)
+    held = [layer.loaded_weights[0][1].arguments["loaded_weight"] for layer in layers]
     assert held[0].data_ptr() != flat.data_ptr()
     assert held[1] is elsewhere

@@ -11,7 +11,12 @@ import torch
 
 from grpo_gym.inference.weight_sync import ServerWeightSync
 from grpo_gym.inference.weight_transfer_buckets import BucketSpec
-from grpo_gym.inference.weight_transfer_shared import machine_identity, map_shared, shared_buffer
+from grpo_gym.inference.weight_transfer_shared import (
+    SharedBufferPool,
+    machine_identity,
+    map_shared,
+    shared_buffer,
+)
 from tests.inference.test_weight_sync import BUCKET_BYTES, WEIGHTS, StandIn
 
 READER = """
@@ -94,3 +99,16 @@ def test_servers_here_read_and_servers_elsewhere_are_sent_the_same_buckets():
                 assert all(torch.equal(server.weights[name], w + version) for name, w in large.items())
         assert sync.clock.seconds["send"] > 0
         sync.close()
+
+
+def test_every_weight_sync_uses_the_same_memory():
+    pool = SharedBufferPool()
+    allocate = pool.allocator()
+    first, second, large = allocate(4096), allocate(4096), allocate(8192)
+    assert len({path for _, path in (first, second, large)}) == 3
+    assert pool.num_bytes == 16384
+    again = pool.allocator()
+    assert {again(4096)[1], again(4096)[1], again(8192)[1]} == {path for _, path in (first, second, large)}
+    assert again(4096)[1] not in (first[1], second[1])
+    pool.clear()
+    assert pool.num_bytes == 0
