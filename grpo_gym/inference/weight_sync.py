@@ -136,7 +136,10 @@ class ServerWeightSync:
         self._on_all("pause", "/pause?mode=keep")
         try:
             self._on_all("start", "/start_weight_update")
-            send_buckets(itertools.chain([first], buckets), self._send, self.clock)
+            send_buckets(
+                itertools.chain([first], buckets), self._send, self.clock,
+                num_buffers(self._bucket_device()), at_once=2 if self._all_share_memory() else 1,
+            )  # fmt: skip
             self._on_all("finish", "/finish_weight_update", {"weight_version": str(version)})
             self._on_all("clear the prefix cache", "/reset_prefix_cache?reset_running_requests=true")
             self._on_all("resume", "/resume")
@@ -197,6 +200,9 @@ class ServerWeightSync:
         """NCCL sends from the GPU; gloo, and a mix of both, from the CPU."""
         all_nccl = all(link.backend == "vf_nccl" for link in self._live())
         return self._device if all_nccl else torch.device("cpu")
+
+    def _all_share_memory(self) -> bool:
+        return all(link.shares_memory for link in self._live())
 
     def _buckets(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[Bucket]:
         """The weights in memory from which the servers are reached."""

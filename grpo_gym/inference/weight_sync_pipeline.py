@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -52,25 +53,36 @@ def half_of_the_threads() -> Iterator[None]:
 
 
 def send_buckets(
-    buckets: Iterator[Bucket], send: Callable[[BucketSpec, torch.Tensor], None], clock: PhaseClock
+    buckets: Iterator[Bucket],
+    send: Callable[[BucketSpec, torch.Tensor], None],
+    clock: PhaseClock,
+    num_buffers: int,
+    at_once: int = 1,
 ) -> None:
-    """Send bucket after bucket; on a CPU the next one is filled meanwhile.
+    """Send bucket after bucket; with two buffers the next one is filled meanwhile.
 
     Args:
         buckets: in `num_buffers` alternating buffers.
-        send: returns when the servers have taken the bucket; called in a thread, one call at a time.
+        send: returns when the servers have taken the bucket; called in threads.
         clock: counts "fill" and "send".
+        num_buffers: a buffer is filled again when its bucket was taken.
+        at_once: calls of `send` at the same time. 2 has the next bucket wait at the server, not here; 1 keeps
+            the order, which a broadcast needs.
     """
-    with half_of_the_threads(), ThreadPoolExecutor(1, thread_name_prefix="weight-sync") as sender:
-        sending: Future[None] | None = None
+    sending: deque[Future[None]] = deque()
+    with half_of_the_threads(), ThreadPoolExecutor(at_once, thread_name_prefix="weight-sync") as senders:
         while True:
+            with clock.phase("send"):
+                _wait_for_all_but(num_buffers - 1, sending)
             with clock.phase("fill"):
                 bucket = next(buckets, None)
             with clock.phase("send"):
-                if sending is not None:
-                    sending.result()
-                if bucket is None:
-                    return
-                sending = sender.submit(send, *bucket)
-                if bucket[1].is_cuda:
-                    sending.result()
+                _wait_for_all_but(at_once - 1 if bucket else 0, sending)
+            if bucket is None:
+                return
+            sending.append(senders.submit(send, *bucket))
+
+
+def _wait_for_all_but(most: int, sending: deque[Future[None]]) -> None:
+    while len(sending) > most:
+        sending.popleft().result()
