@@ -114,7 +114,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="interleaved pairs of runs")
     parser.add_argument("--steps", type=int, default=6, help="timed steps per run")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them")
-    parser.add_argument("--completions", type=int, default=256, help="per optimizer step")
+    parser.add_argument("--completions", type=int, default=512, help="per optimizer step")
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--max-completion-length", type=int, default=64)
     parser.add_argument("--server-flags", default="", help="more flags of vf-vllm, separated by spaces")
