@@ -1,4 +1,4 @@
-"""Fill the tables of docs/scaling.md from benchmarks/results/*.json; a table without results stays empty.
+"""Fill the tables of docs/scaling.md from benchmarks/results/*.json; a table without results is an error.
 
 python tools/render_scaling.py
 """
@@ -21,7 +21,11 @@ def main() -> None:
 
 
 def render(text: str, results: Path) -> str:
-    """The document with the table of every result that exists."""
+    """The document with the table of every result.
+
+    Raises:
+        FileNotFoundError: a result that the document shows was not measured.
+    """
 
     def fill(match: re.Match[str]) -> str:
         return match[1] + table(results, match[2]) + match[3]
@@ -30,9 +34,7 @@ def render(text: str, results: Path) -> str:
 
 
 def table(results: Path, name: str) -> str:
-    """The table of NAME.md, with the line that says where it was measured; empty without results."""
-    if not (results / f"{name}.md").is_file():
-        return ""
+    """The table of NAME.md, with the line that says where it was measured."""
     lines = [line for line in (results / f"{name}.md").read_text().splitlines() if line.startswith("|")]
     record = json.loads((results / f"{name}.json").read_text())
     machine = record["machine"]

@@ -28,6 +28,8 @@ LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], task_ty
 SCENARIOS = {
     # The gradient itself, over several micro-batches: with SGD it is the difference of the weights.
     "sgd": {**SGD, "max_steps": 1},
+    # The same step over the same rollouts: accumulation is how many completions a step has, not how they are weighed.
+    "accumulated": {**SGD, "max_steps": 1, "gradient_accumulation_steps": 2},
     # Clipping by the norm over all shards, a reference model, old log-probs, activations computed again.
     "adamw": {
         "max_steps": 2,

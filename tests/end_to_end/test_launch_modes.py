@@ -11,20 +11,15 @@ from grpo_gym.models import TINY_MODEL_PATH
 from tests.end_to_end.launching import ROOT, SCRIPT, launch
 
 ACCELERATE = "configs/accelerate"
+SCENARIOS = ["sgd", "accumulated", "adamw", "lora", "lonely"]
 MODES = {
-    "ddp2": (
-        f"{ACCELERATE}/cpu_2proc.yaml",
-        2,
-        "DistributedDataParallel",
-        ["sgd", "adamw", "lora", "lonely"],
-    ),
-    "ddp4": (f"{ACCELERATE}/multi_gpu.yaml", 4, "DistributedDataParallel", ["sgd", "adamw", "lonely"]),
-    "zero2": (f"{ACCELERATE}/deepspeed_zero2.yaml", 2, "DeepSpeedEngine", ["sgd", "adamw", "lonely"]),
-    "zero3": (f"{ACCELERATE}/deepspeed_zero3.yaml", 2, "zero3", ["sgd", "adamw", "lora", "lonely"]),
-    "fsdp1": (f"{ACCELERATE}/fsdp1.yaml", 2, "FullyShardedDataParallel", ["adamw", "lora"]),
-    "fsdp2": (f"{ACCELERATE}/fsdp2.yaml", 2, "fsdp2", ["sgd", "adamw", "lora", "lonely"]),
+    "ddp2": (f"{ACCELERATE}/cpu_2proc.yaml", 2, "DistributedDataParallel", SCENARIOS),
+    "ddp4": (f"{ACCELERATE}/multi_gpu.yaml", 4, "DistributedDataParallel", SCENARIOS),
+    "zero2": (f"{ACCELERATE}/deepspeed_zero2.yaml", 2, "DeepSpeedEngine", SCENARIOS),
+    "zero3": (f"{ACCELERATE}/deepspeed_zero3.yaml", 2, "zero3", SCENARIOS),
+    "fsdp1": (f"{ACCELERATE}/fsdp1.yaml", 2, "FullyShardedDataParallel", ["accumulated", "adamw", "lora"]),
+    "fsdp2": (f"{ACCELERATE}/fsdp2.yaml", 2, "fsdp2", SCENARIOS),
 }
-SCENARIOS = ["sgd", "adamw", "lora", "lonely"]
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +55,11 @@ def test_one_optimizer_step_gives_the_same_weights(mode, one_process, tmp_path):
         if scenario != "lora":  # what is saved is what was trained, whole
             saved = load_file(tmp_path / scenario / "model.safetensors")
             assert all(torch.equal(saved[name], weight) for name, weight in found.items())
+
+
+def test_accumulation_changes_nothing_in_a_step_of_the_same_rollouts(one_process):
+    whole, accumulated = read(one_process / "sgd")[0], read(one_process / "accumulated")[0]
+    assert largest_difference(whole, accumulated) == 0.0
 
 
 def test_the_command_of_the_readme_runs_as_printed(tmp_path):

@@ -40,10 +40,22 @@ def test_a_table_is_filled_and_filled_again(tmp_path):
         "notes": ["a note"],
     }
     (tmp_path / "parts.json").write_text(json.dumps(record))
-    text = "before\n<!-- table parts -->\n<!-- end -->\nafter <!-- table other -->\n<!-- end -->\n"
+    text = "before\n<!-- table parts -->\n<!-- end -->\nafter\n"
     once = render(text, tmp_path)
     assert "| 1 | 2 |" in once
     assert "`python -m benchmarks parts` at abc on a CPU, 2 cores." in once
     assert "- a note" in once
     assert render(once, tmp_path) == once
-    assert once.endswith("<!-- table other -->\n<!-- end -->\n")
+    assert once.endswith("<!-- end -->\nafter\n")
+
+
+def test_a_table_without_results_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"other\.md"):
+        render("<!-- table other -->\n<!-- end -->\n", tmp_path)
+
+
+def test_the_plan_is_within_the_bound_that_the_document_names():
+    figures = json.loads((RESULTS / "plan_check.json").read_text())["figures"]
+    assert figures["largest_seconds_error"] <= 0.25
+    assert figures["largest_memory_error"] <= 0.25
+    assert "an error within 25%" in TEXT
