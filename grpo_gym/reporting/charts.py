@@ -162,7 +162,7 @@ def _failures(log: RunLog) -> dict[str, Any] | None:
 
 
 def _failure_label(name: str) -> str:
-    """ "scoring failed: math_verify" of "scoring_failed/math_verify": rewards keep their names."""
+    """Of scoring_failed/math_verify "scoring failed: math_verify": rewards keep their names."""
     kind, _, reward = name.partition("/")
     return kind.replace("_", " ") + (f": {reward}" if reward else "")
 

@@ -8,13 +8,12 @@ from typing import Any, Protocol
 import verifiers as vf
 
 from grpo_gym.rewards.base import BaseReward, message_text, scoring_info
-from grpo_gym.rewards.correctness import TaskScorer
+from grpo_gym.rewards.correctness import SCORER_DEADLINE, TaskScorer
 from grpo_gym.rewards.registry import create_reward
 from grpo_gym.rewards.scoring import score
 from grpo_gym.rollouts.scoring import leaf_rubrics
 
 CORRECTNESS = "correctness"
-_SCORER_DEADLINE = 10.0
 
 
 class RewardChoice(Protocol):
@@ -41,7 +40,7 @@ def use_rewards(env: vf.Environment, choices: Sequence[RewardChoice]) -> None:
     weights = {CORRECTNESS: 0.0, **{choice.name: choice.weight for choice in choices}}
     rewards = {choice.name: create_reward(choice.name, choice.params, choice.deadline) for choice in choices}
     rewards.setdefault(CORRECTNESS, create_reward(CORRECTNESS))
-    deadline = next((c.deadline for c in choices if c.name == CORRECTNESS and c.deadline), _SCORER_DEADLINE)
+    deadline = next((c.deadline for c in choices if c.name == CORRECTNESS and c.deadline), SCORER_DEADLINE)
     scorer = TaskScorer(env, deadline)
     functions = [
         WithCorrectness(rewards[name], scorer) if rewards[name].uses_correctness else rewards[name]

@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import verifiers as vf
 
 from grpo_gym.inference.sampler import Sampler, SamplingParams
+from grpo_gym.rewards.correctness import score_in_workers
 from grpo_gym.rollouts.chat import ChatRenderer
 from grpo_gym.rollouts.convert import PROMPT_TOO_LONG, SCORING_FAILED, messages_text, rollout_from_output
 from grpo_gym.rollouts.prompts import Row
@@ -47,7 +48,8 @@ class RolloutEngine:
     """Runs groups of rollouts of one environment.
 
     Args:
-        env: any Verifiers environment (its reward functions are wrapped to tell failures from zeros).
+        env: any Verifiers environment (its reward functions are wrapped to tell failures from zeros; those of
+            Reasoning Gym tasks move to worker processes).
         sampler: where tokens come from.
         renderer: messages to ids.
         max_retries: how often a rollout that could not be generated is tried again.
@@ -70,6 +72,7 @@ class RolloutEngine:
         self._counting = sampler if isinstance(sampler, CountsRollouts) else None
         self._max_concurrent = max_concurrent
         self._slots: asyncio.Semaphore | None = None
+        score_in_workers(env)
         record_scorer_errors(env)
         env._cleanup_handlers.append(self._rollout_ended)
         self._loop = asyncio.new_event_loop()
