@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import verifiers as vf
@@ -26,7 +27,7 @@ class RewardChoice(Protocol):
 
 
 def use_rewards(env: vf.Environment, choices: Sequence[RewardChoice]) -> None:
-    """Replace the rewards of `env` by `choices`; its metrics (weight 0, such as the number of turns) stay.
+    """Replace the rewards of `env` by `choices`; its metrics (all functions of weight 0) stay.
 
     Correctness comes first, with weight 0 if it is not chosen: accuracy is read from the first function.
 
@@ -47,8 +48,22 @@ def use_rewards(env: vf.Environment, choices: Sequence[RewardChoice]) -> None:
         for name in weights
     ]
     rubric = vf.Rubric(funcs=list(functions), weights=list(weights.values()), parser=env.parser)
-    metrics = [leaf for leaf in leaf_rubrics(env.rubric) if leaf.funcs and not any(leaf.weights)]
-    env.rubric = vf.RubricGroup([rubric, *metrics])
+    metrics = [metrics_of(leaf, weights) for leaf in leaf_rubrics(env.rubric)]
+    env.rubric = vf.RubricGroup([rubric, *(leaf for leaf in metrics if leaf.funcs)])
+
+
+def metrics_of(rubric: vf.Rubric, taken: Collection[str]) -> vf.Rubric:
+    """A copy of `rubric` with its functions of weight 0 only.
+
+    Args:
+        rubric: one that holds functions.
+        taken: names to leave out; Verifiers adds up what functions of the same name give.
+    """
+    metrics = copy.copy(rubric)
+    weighted = zip(rubric.funcs, rubric.weights, strict=True)
+    metrics.funcs = [func for func, weight in weighted if not weight and func.__name__ not in taken]
+    metrics.weights = [0.0] * len(metrics.funcs)
+    return metrics
 
 
 class WithCorrectness:
