@@ -15,6 +15,7 @@ from grpo_gym.rewards.scoring import score
 from grpo_gym.rollouts.scoring import leaf_rubrics
 
 CORRECTNESS = "correctness"
+STRICT_FORMAT = "strict_format"
 
 
 class RewardChoice(Protocol):
@@ -39,7 +40,10 @@ def use_rewards(env: vf.Environment, choices: Sequence[RewardChoice]) -> None:
     if repeated:
         raise ValueError(f"reward '{repeated[0]}' is listed twice; list it once with the sum of the weights.")
     weights = {CORRECTNESS: 0.0, **{choice.name: choice.weight for choice in choices}}
-    rewards = {choice.name: create_reward(choice.name, choice.params, choice.deadline) for choice in choices}
+    rewards = {
+        choice.name: create_reward(choice.name, params_for(env, choice), choice.deadline)
+        for choice in choices
+    }
     rewards.setdefault(CORRECTNESS, create_reward(CORRECTNESS))
     deadline = next((c.deadline for c in choices if c.name == CORRECTNESS and c.deadline), SCORER_DEADLINE)
     scorer = TaskScorer(env, deadline)
@@ -50,6 +54,13 @@ def use_rewards(env: vf.Environment, choices: Sequence[RewardChoice]) -> None:
     rubric = vf.Rubric(funcs=list(functions), weights=list(weights.values()), parser=env.parser)
     metrics = [metrics_of(leaf, weights) for leaf in leaf_rubrics(env.rubric)]
     env.rubric = vf.RubricGroup([rubric, *(leaf for leaf in metrics if leaf.funcs)])
+
+
+def params_for(env: vf.Environment, choice: RewardChoice) -> dict[str, Any]:
+    """The params of a choice, with what depends on the environment: the tags of `strict_format`."""
+    if choice.name == STRICT_FORMAT and isinstance(env.parser, vf.XMLParser):
+        return {"tags": env.parser.get_fields(), **choice.params}
+    return choice.params
 
 
 def metrics_of(rubric: vf.Rubric, taken: Collection[str]) -> vf.Rubric:

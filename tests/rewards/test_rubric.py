@@ -47,6 +47,21 @@ def test_weights_and_metrics(echo_env, tokenizer, scripted_sampler):
     assert right.metrics["num_turns"] == 1.0
 
 
+@pytest.mark.parametrize("fields", [["answer"], ["think", "answer"]])
+def test_strict_format_wants_the_tags_of_the_environment(fields, tokenizer, scripted_sampler):
+    from reasoning_gym_tasks import load_environment
+
+    env = load_environment("leg_counting", parser_fields=fields)
+    use_rewards(env, [RewardSpec(name="strict_format")])
+    texts = {("answer",): "<answer>-1</answer>", ("think", "answer"): "<think>a</think> <answer>-1</answer>"}
+    sampler = scripted_sampler(lambda prompt, n: list(texts.values())[n])
+    found, _ = rollouts(env, env.row(0), tokenizer, sampler)
+    right = texts[tuple(fields)]
+    assert {r.completion_text: r.metrics["strict_format"] for r in found} == {
+        text: float(text == right) for text in texts.values()
+    }
+
+
 def test_functions_of_weight_zero_stay_as_metrics(echo_env, tokenizer, scripted_sampler):
     def words(completion):
         return float(len(completion[-1]["content"].split()))
