@@ -103,10 +103,12 @@ def build_environment(experiment: Experiment) -> vf.Environment:
     """The environment, with the experiment's rewards when it names any.
 
     Raises:
-        ConfigError: nothing to train on, a setting the kind of data does not have, or a missing package.
+        ConfigError: nothing to train on, a setting that would be ignored, or a missing package.
         ValueError: the data or a reward cannot be used.
     """
     data = experiment.data
+    if experiment.rewards:
+        _refuse_format_weight(data)
     if data.tasks:
         env = _load_package("reasoning_gym_tasks", _task_arguments(data))
     elif data.datasets:
@@ -200,6 +202,19 @@ def _load_any(data: DataSection) -> vf.Environment:
 def _renamed(data: DataSection, names: dict[str, str]) -> dict[str, Any]:
     """The settings that were set, under the environment's names."""
     return {names[name]: getattr(data, name) for name in names if name in data.model_fields_set}
+
+
+def _refuse_format_weight(data: DataSection) -> None:
+    """Raise a ConfigError for the weight of a reward that `rewards` replaces."""
+    for key, weight in (
+        ("data.format_weight", data.format_weight),
+        ("data.env_args.format_weight", data.env_args.get("format_weight")),
+    ):
+        if weight:
+            raise ConfigError(
+                f"{key}: it has no effect beside rewards, which replace the environment's own reward functions; add "
+                f"{{name: strict_format, weight: {weight}}} to rewards, or set rewards: []."
+            )
 
 
 def _refuse(data: DataSection, names: set[str], instead: str) -> None:

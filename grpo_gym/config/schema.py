@@ -102,7 +102,7 @@ class DataSection(Section):
     )
     think: bool | None = Field(default=None, description="Whether <think> comes before <answer>.")
     format_weight: float | None = Field(
-        default=None, description="Weight of the environment's own format reward."
+        default=None, description="Weight of the environment's own format reward; needs `rewards: []`."
     )
     match: str | None = Field(
         default=None, description="How answers of `datasets` are compared: exact, normalized, numeric."

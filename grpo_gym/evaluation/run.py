@@ -27,6 +27,7 @@ from grpo_gym.evaluation.results import (
     write_json,
 )
 from grpo_gym.evaluation.summary import Summary, summarize_all
+from grpo_gym.rewards.correctness import score_in_workers
 from grpo_gym.rollouts.scoring import record_scorer_errors
 from grpo_gym.rollouts.token_client import mix_seed
 
@@ -168,6 +169,7 @@ async def _sample_all(
 ) -> dict[Key, Sample]:
     """Sample every unit; returns the samples that failed for a reason other than the model."""
     for dataset in {id(unit.dataset): unit.dataset for unit in units}.values():
+        score_in_workers(dataset.env)
         record_scorer_errors(dataset.env)
     queue = iter(units)
     failures: dict[Key, Sample] = {}

@@ -153,9 +153,18 @@ def _failures(log: RunLog) -> dict[str, Any] | None:
     """Rollouts left out, by kind; nothing while there were none."""
     prefix = "rollouts/failed/"
     names = [name for name in log.names() if name.startswith(prefix)]
-    lines = [line(name.removeprefix(prefix).replace("_", " "), log.points(name)) for name in names]
-    note = "Completions that could not be generated or scored. They are left out of the training."
+    lines = [line(_failure_label(name.removeprefix(prefix)), log.points(name)) for name in names]
+    note = (
+        "Completions that could not be generated or scored, by kind and by reward. "
+        "They are left out of the training."
+    )
     return chart("Failed rollouts", "failed", "number", lines, note)
+
+
+def _failure_label(name: str) -> str:
+    """Of scoring_failed/math_verify "scoring failed: math_verify": rewards keep their names."""
+    kind, _, reward = name.partition("/")
+    return kind.replace("_", " ") + (f": {reward}" if reward else "")
 
 
 def _values(points: Sequence[Point]) -> list[float]:

@@ -22,7 +22,8 @@ class BaseReward(ABC):
     Attributes:
         name: what it is called in logs; `register_reward` sets it.
         deadline: seconds one score may take. Such rewards run in processes of their own, which are killed
-            when the time is up. None: it runs in the trainer's process, where it must be quick.
+            when the time is up; a class of a script or notebook travels there with the globals it uses. None:
+            it runs in the trainer's process, where it must be quick.
         uses_correctness: whether `info["correctness"]` is wanted: the score of the task's own scorer.
     """
 

@@ -29,7 +29,7 @@ class StrictFormat(BaseReward):
     """1.0 when every tag is opened and closed once, in order, with only white space outside; else 0.0.
 
     Args:
-        tags: the tags in their order.
+        tags: the tags in their order; in an experiment by default those that the environment's parser reads.
     """
 
     deadline = None

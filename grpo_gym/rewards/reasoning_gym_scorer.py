@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 
-from reasoning_gym_tasks import TaskSpec
 from reasoning_gym_tasks.entries import decode_entry
 from reasoning_gym_tasks.mixture import TaskMixture
 from reasoning_gym_tasks.scoring import score_answer
+from reasoning_gym_tasks.tasks import TaskSpec
 
 
 def score_reasoning_gym(

@@ -12,6 +12,9 @@ from typing import Any
 from grpo_gym.rewards.base import BaseReward, RewardError
 from grpo_gym.rewards.worker_pool import WorkerPool
 
+_MIN_WORKERS, _MAX_WORKERS = 4, 8
+"""Half of the cores, within these bounds: with few workers a few scores that hang would hold up all others."""
+
 Arguments = tuple[str, str, str, dict[str, Any]]
 
 
@@ -48,7 +51,7 @@ async def call_within(
 @functools.cache
 def shared_pool() -> WorkerPool:
     """The scoring processes of this process; they start when they are first needed."""
-    return WorkerPool(min(8, max(1, (os.cpu_count() or 2) // 2)))
+    return WorkerPool(min(_MAX_WORKERS, max(_MIN_WORKERS, (os.cpu_count() or 2) // 2)))
 
 
 def _finite(value: Any, name: str) -> float:

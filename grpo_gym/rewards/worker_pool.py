@@ -1,8 +1,9 @@
 """Processes that score, each of which can be killed without anything else stopping.
 
 They are started as programs of their own (not forked from a process with threads and CUDA, and without
-running the user's script again), and talk over a pair of sockets. A worker says when it begins to score, so
-that starting up and importing do not count towards the deadline.
+running the user's script again), and talk over a pair of sockets. What the script or notebook defines itself
+therefore travels by value, with the globals it uses; what stands in modules is imported there. A worker says
+when it begins to score, so that starting up and importing do not count towards the deadline.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
+
+import cloudpickle
 
 from grpo_gym.rewards.base import RewardError
 from grpo_gym.rewards.registry import loaded_modules
@@ -89,9 +92,10 @@ class WorkerPool:
         """`function(*arguments)` in a worker; blocks, so call it from one of `threads`.
 
         Raises:
-            RewardError: it raised, took longer than `deadline` seconds, or the process died.
+            RewardError: it raised, took longer than `deadline` seconds, or the process died; or the function
+                cannot travel to another process.
         """
-        payload = pickle.dumps((loaded_modules(), pickle.dumps((function, arguments))))
+        payload = _payload(function, arguments, name)
         worker = self._take()
         try:
             result = worker.call(payload, deadline, name)
@@ -131,3 +135,16 @@ class WorkerPool:
     def _discard(self, worker: Worker) -> None:
         self._workers.discard(worker)
         worker.kill()
+
+
+def _payload(function: Callable[..., Any], arguments: tuple[Any, ...], name: str) -> bytes:
+    """What a worker loads: the user's modules first, then the call that may refer to them."""
+    try:
+        call = cloudpickle.dumps((function, arguments))
+    except Exception as error:
+        # Whatever the user's objects raise when they are pickled.
+        raise RewardError(
+            f"{name}: cannot be sent to a scoring process ({type(error).__name__}: {error}); keep what cannot be "
+            "pickled in a module, or set deadline = None to score in place"
+        ) from error
+    return pickle.dumps((loaded_modules(), call))

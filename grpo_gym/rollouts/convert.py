@@ -13,6 +13,8 @@ from grpo_gym.rollouts.types import Branch, Rollout
 from grpo_gym.vision.images import image_urls
 
 PROMPT_TOO_LONG = "prompt_too_long"
+SCORING_FAILED = "scoring failed"
+"""How the error of a completion begins that was sampled but could not be scored."""
 
 
 def rollout_from_output(output: Mapping[str, Any], policy_version: int) -> Rollout:
@@ -40,6 +42,7 @@ def rollout_from_output(output: Mapping[str, Any], policy_version: int) -> Rollo
         policy_version=policy_version,
         finish_reason="length" if output.get("is_truncated") else "stop",
         error=error,
+        failed_rewards=failed_rewards(output) if (error or "").startswith(SCORING_FAILED) else [],
         completion_text=messages_text(output.get("completion")),
         images=images,
     )
@@ -58,10 +61,18 @@ def failure_of(output: Mapping[str, Any], has_tokens: bool) -> str | None:
     if not has_tokens:
         return f"no tokens came back (stop condition: {output.get('stop_condition')})"
     if output.get(SCORER_ERROR_KEY):
-        return f"scoring failed: {output[SCORER_ERROR_KEY]}"
+        messages = [f"{name}: {message}" for name, message in output[SCORER_ERROR_KEY].items()]
+        return f"{SCORING_FAILED}: {'; '.join(messages)}"
     if output.get("reward") is None or not math.isfinite(output["reward"]):
-        return f"scoring failed: the reward is {output.get('reward')}"
+        return f"{SCORING_FAILED}: the reward is {output.get('reward')}"
     return None
+
+
+def failed_rewards(output: Mapping[str, Any]) -> list[str]:
+    """Names of the reward functions that raised, or gave a number that is not finite."""
+    raised = list(output.get(SCORER_ERROR_KEY) or {})
+    metrics = output.get("metrics") or {}
+    return raised + [n for n, value in metrics.items() if n not in raised and not math.isfinite(value)]
 
 
 def join_turns(steps: Sequence[Mapping[str, Any]]) -> list[Branch]:

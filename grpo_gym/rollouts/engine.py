@@ -1,8 +1,9 @@
 """`RolloutEngine`: prompts in, scored groups out, from any Verifiers environment and any sampler.
 
 Rollouts run on an event loop in a thread of its own, so that they go on while the trainer trains.
-A rollout that failed for a reason outside the policy is tried again; if it keeps failing it stays in its
-group with `reward=None`, is counted, and is never trained on as a wrong answer.
+A rollout that could not be generated for a reason outside the policy is tried again; if it keeps failing it
+stays in its group with `reward=None`, is counted, and is never trained on as a wrong answer. So is a completion
+that could not be scored, at once: to sample another in its place would prefer completions that score easily.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import verifiers as vf
 
 from grpo_gym.inference.sampler import Sampler, SamplingParams
+from grpo_gym.rewards.correctness import score_in_workers
 from grpo_gym.rollouts.chat import ChatRenderer
-from grpo_gym.rollouts.convert import PROMPT_TOO_LONG, messages_text, rollout_from_output
+from grpo_gym.rollouts.convert import PROMPT_TOO_LONG, SCORING_FAILED, messages_text, rollout_from_output
 from grpo_gym.rollouts.prompts import Row
 from grpo_gym.rollouts.scoring import SCORER_ERROR_KEY, record_scorer_errors
 from grpo_gym.rollouts.token_client import TokenClient, mix_seed
@@ -46,10 +48,11 @@ class RolloutEngine:
     """Runs groups of rollouts of one environment.
 
     Args:
-        env: any Verifiers environment (its reward functions are wrapped to tell failures from zeros).
+        env: any Verifiers environment (its reward functions are wrapped to tell failures from zeros; those of
+            Reasoning Gym tasks move to worker processes).
         sampler: where tokens come from.
         renderer: messages to ids.
-        max_retries: how often a failed rollout is tried again.
+        max_retries: how often a rollout that could not be generated is tried again.
         max_concurrent: rollouts in flight at once.
     """
 
@@ -69,6 +72,7 @@ class RolloutEngine:
         self._counting = sampler if isinstance(sampler, CountsRollouts) else None
         self._max_concurrent = max_concurrent
         self._slots: asyncio.Semaphore | None = None
+        score_in_workers(env)
         record_scorer_errors(env)
         env._cleanup_handlers.append(self._rollout_ended)
         self._loop = asyncio.new_event_loop()
@@ -202,7 +206,8 @@ def task_name(row: Row, env: vf.Environment) -> str:
 
 
 def _worth_retrying(rollout: Rollout) -> bool:
-    return rollout.error is not None and rollout.error != PROMPT_TOO_LONG
+    """Whether generation failed. What was sampled stays, scored or not: another sample would bias the rewards."""
+    return rollout.error is not None and not rollout.error.startswith((PROMPT_TOO_LONG, SCORING_FAILED))
 
 
 def _retry_seed(seed: int | None, retry: int) -> int | None:

@@ -2,7 +2,7 @@
 
 Verifiers scores a rollout whose reward function raised as 0.0, without a trace. Trained on, a broken
 scorer looks like a wrong answer. `record_scorer_errors` wraps the reward functions of an environment so
-that the exception is kept in the rollout's state, where the rollout engine finds it.
+that the exceptions are kept in the rollout's state, where the rollout engine finds them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import verifiers as vf
 from verifiers.utils.async_utils import maybe_await
 
 SCORER_ERROR_KEY = "grpo_gym_scorer_error"
+"""In a rollout's state: what went wrong, by the name of the reward function; absent when nothing did."""
 _WRAPPED = "_grpo_gym_records_errors"
 
 
@@ -30,7 +31,10 @@ def leaf_rubrics(rubric: vf.Rubric) -> Iterator[vf.Rubric]:
 
 
 def record_scorer_errors(env: vf.Environment) -> None:
-    """Wrap every reward function of `env` (once) to note exceptions in `state[SCORER_ERROR_KEY]`."""
+    """Wrap every reward function of `env` (once) to note what it raises in `state[SCORER_ERROR_KEY]`.
+
+    A single score that is not a number counts as raised: Verifiers would record 0.0 for it, too.
+    """
     for rubric in leaf_rubrics(env.rubric):
         rubric.funcs = [_recording(func, rubric._is_group_func(func)) for func in rubric.funcs]
 
@@ -44,12 +48,14 @@ def _recording(func: Callable[..., Any], is_group: bool) -> Callable[..., Any]:
     @functools.wraps(func)
     async def recording(**kwargs: Any) -> Any:
         try:
-            return await maybe_await(func, **_accepted(signature, kwargs))
+            scores = await maybe_await(func, **_accepted(signature, kwargs))
+            return scores if is_group else float(scores)
         except Exception as error:
             # Noted and raised again: Verifiers still logs it; the engine leaves the rollout out.
             states = kwargs[state_name] if is_group else [kwargs[state_name]]
             for state in states:
-                state[SCORER_ERROR_KEY] = f"{recording.__name__}: {type(error).__name__}: {error}"
+                errors = state.setdefault(SCORER_ERROR_KEY, {})
+                errors[recording.__name__] = f"{type(error).__name__}: {error}"
             raise
 
     recording.__signature__ = _with_parameter(signature, state_name)  # type: ignore[attr-defined]

@@ -28,7 +28,8 @@ class Rollout:
     `completion_ids`, `sampler_logprobs` and `loss_mask` have one entry per completion token.
     `loss_mask` is 1 where the policy sampled the token and 0 where the environment wrote it
     (tool results, later user turns). `reward` is None when the rollout could not be generated
-    or scored; `error` then says why, and the rollout never enters an advantage. `images` are the data
+    or scored; `error` then says why, and the rollout never enters an advantage. `failed_rewards` names the
+    reward functions that could not score it. `images` are the data
     URIs of the pictures in the prompt and in environment turns, in order; the ids hold their expanded placeholders.
     """
 
@@ -44,6 +45,7 @@ class Rollout:
     completion_text: str = ""
     images: list[str] = field(default_factory=list)
     branches: list[Branch] = field(default_factory=list)
+    failed_rewards: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         # From a checkpoint they come as plain mappings.

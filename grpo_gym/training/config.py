@@ -88,7 +88,9 @@ class GRPOConfig(TrainingArguments):
     shuffle_dataset: bool = _option(True, "Shuffle prompts in every epoch.")
     completions_per_step: int | None = _option(None, "Derived; set only to override the batch arithmetic.")
     max_rollout_retries: int = _option(
-        2, "How often a rollout that failed for an infrastructure reason is tried again."
+        2,
+        "How often a rollout that could not be generated (server, time-out) is tried again; a completion that "
+        "could not be scored never is.",
     )
     max_concurrent_rollouts: int = _option(512, "Rollouts in flight at once.")
     filter_zero_variance: bool = _option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -10,6 +11,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from grpo_gym.rollouts.types import Rollout, RolloutGroup
+
+_NOT_IN_NAMES = re.compile(r"[^\w.-]+")
+"""What is replaced in names of metrics; a slash would open a level of its own."""
 
 
 class MetricsBuffer:
@@ -128,7 +132,22 @@ def _length_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 
 def _error_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """How many rollouts were left out, by kind of failure."""
-    kinds = Counter(rollout.error.split(":")[0] for rollout in rollouts if rollout.error)
-    metrics = {f"rollouts/failed/{kind.replace(' ', '_')}": float(count) for kind, count in kinds.items()}
-    return {"rollouts/failed": float(sum(kinds.values())), **metrics}
+    """How many rollouts were left out: all, by kind of failure, and by the reward that could not score them.
+
+    A completion that two rewards could not score counts once in its kind, and once for each of the two.
+    """
+    failed = [rollout for rollout in rollouts if rollout.error]
+    counts = Counter(_failure_kind(rollout) for rollout in failed)
+    counts.update(
+        f"{_failure_kind(rollout)}/{_NOT_IN_NAMES.sub('_', name)}"
+        for rollout in failed
+        for name in rollout.failed_rewards
+    )
+    metrics = {f"rollouts/failed/{name}": float(count) for name, count in counts.items()}
+    return {"rollouts/failed": float(len(failed)), **metrics}
+
+
+def _failure_kind(rollout: Rollout) -> str:
+    """The error up to its details: "scoring_failed" of "scoring failed: correct: KeyError: 'x'"."""
+    kind = re.split(r"\s*[:(]", rollout.error or "", maxsplit=1)[0]
+    return _NOT_IN_NAMES.sub("_", kind)

@@ -74,11 +74,26 @@ class Own(BaseReward):
         ("data: {tasks: leg_counting, match: exact}\n", "data.match: this kind of data does not have it"),
         ("data: {environment: mine, num_eval_examples: 3}\n", "data.num_eval_examples.*belongs to env_args"),
         ("data: leg_counting\nrewards: [{name: corectness}]\n", "did you mean 'correctness'"),
+        (
+            "data: {tasks: leg_counting, format_weight: 0.2}\nrewards: [{name: correctness}]\n",
+            r"data.format_weight: .*add \{name: strict_format, weight: 0.2\} to rewards, or set rewards: \[\]",
+        ),
+        (
+            "data: {tasks: leg_counting, env_args: {format_weight: 0.2}}\nrewards: [{name: correctness}]\n",
+            "data.env_args.format_weight: it has no effect beside rewards",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(write, text, message):
     with pytest.raises(ValueError, match=message):
         build_environment(experiment(write, text))
+
+
+def test_the_environments_own_format_reward_without_rewards(write):
+    env = build_environment(
+        experiment(write, "data: {tasks: leg_counting, format_weight: 0.2}\nrewards: []\n")
+    )
+    assert env.rubric._get_reward_weights()[:2] == [1.0, 0.2]
 
 
 def test_settings_reach_grpo_config(write):

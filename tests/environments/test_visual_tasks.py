@@ -50,6 +50,11 @@ def test_the_answer_is_the_colour_in_the_picture():
         assert "One of: red, blue, grey." in row["question"]
 
 
+def test_its_parser_says_which_tags_it_wants():
+    assert load_environment().parser.get_fields() == ["answer"]
+    assert load_environment(think=True).parser.get_fields() == ["think", "answer"]
+
+
 def test_counts_are_those_of_the_picture():
     env = load_environment(task="count", image_size=90, max_shapes=1)
     answers = {env.row(i)["answer"] for i in range(20)}

@@ -9,6 +9,7 @@ import pytest
 from grpo_gym.evaluation.config import EvalConfig
 from grpo_gym.evaluation.results import read_results
 from grpo_gym.evaluation.run import EvaluationStopped, run_evaluation
+from grpo_gym.rewards.scoring import shared_pool
 
 LEGS = {"dataset": "leg_counting", "size": 4, "params": {"min_animals": 1, "max_animals": 2}}
 
@@ -69,6 +70,13 @@ def server():
     yield running
     running.shutdown()
     running.server_close()
+
+
+def test_reasoning_gym_is_scored_in_workers(tmp_path, server):
+    shared_pool().close()
+    model = {"model": "m", "base_url": server.url, "backend": "openai"}
+    run_evaluation(config(tmp_path, **model))
+    assert shared_pool().pids
 
 
 def test_the_embedded_model_twice_samples_nothing_the_second_time(tmp_path):

@@ -47,6 +47,16 @@ def test_failures_are_drawn_by_kind():
     assert line["name"] == "scoring failed"
 
 
+def test_failures_are_drawn_by_reward_too():
+    entry = {
+        "step": 1,
+        "rollouts/failed/scoring_failed": 2.0,
+        "rollouts/failed/scoring_failed/math_verify": 2.0,
+    }
+    lines = charts([entry])["failed"]["lines"]
+    assert [line["name"] for line in lines] == ["scoring failed", "scoring failed: math_verify"]
+
+
 def test_a_long_line_is_averaged_in_blocks_and_keeps_its_mean():
     points = [(step, float(step % 10)) for step in range(1, 10_001)]
     thinned = thin(points, 1000)

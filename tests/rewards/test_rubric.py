@@ -10,6 +10,7 @@ from grpo_gym.rewards import BaseReward, register_reward
 from grpo_gym.rewards.rubric import use_rewards
 from grpo_gym.rollouts.chat import ChatRenderer
 from grpo_gym.rollouts.engine import RolloutEngine
+from grpo_gym.rollouts.scoring import leaf_rubrics
 
 
 @register_reward("test_raises")
@@ -44,6 +45,44 @@ def test_weights_and_metrics(echo_env, tokenizer, scripted_sampler):
     assert right.metrics["strict_format"] == 1.0
     assert right.metrics["overlong_penalty"] == -1.0
     assert right.metrics["num_turns"] == 1.0
+
+
+@pytest.mark.parametrize("fields", [["answer"], ["think", "answer"]])
+def test_strict_format_wants_the_tags_of_the_environment(fields, tokenizer, scripted_sampler):
+    from reasoning_gym_tasks import load_environment
+
+    env = load_environment("leg_counting", parser_fields=fields)
+    use_rewards(env, [RewardSpec(name="strict_format")])
+    texts = {("answer",): "<answer>-1</answer>", ("think", "answer"): "<think>a</think> <answer>-1</answer>"}
+    sampler = scripted_sampler(lambda prompt, n: list(texts.values())[n])
+    found, _ = rollouts(env, env.row(0), tokenizer, sampler)
+    right = texts[tuple(fields)]
+    assert {r.completion_text: r.metrics["strict_format"] for r in found} == {
+        text: float(text == right) for text in texts.values()
+    }
+
+
+def test_functions_of_weight_zero_stay_as_metrics(echo_env, tokenizer, scripted_sampler):
+    def words(completion):
+        return float(len(completion[-1]["content"].split()))
+
+    def correctness(completion):
+        return 7.0  # of the name of a reward that is chosen: it would be added to that
+
+    def bonus(completion):
+        return 5.0
+
+    own = next(leaf_rubrics(echo_env.rubric))
+    own.add_metric(words)
+    own.add_metric(correctness)
+    own.add_reward_func(bonus, weight=0.5)
+    use_rewards(echo_env, [RewardSpec(name="correctness")])
+    sampler = scripted_sampler(lambda prompt, n: "it is <answer>0</answer>")
+    (rollout, _), _ = rollouts(echo_env, echo_env.get_dataset()[0], tokenizer, sampler)
+    assert rollout.reward == 1.0
+    assert (rollout.metrics["words"], rollout.metrics["correctness"]) == (3.0, 1.0)
+    assert "bonus" not in rollout.metrics
+    assert own.weights == [1.0, 0.0, 0.0, 0.5]
 
 
 def test_correctness_is_a_metric_even_where_it_is_not_chosen(echo_env, tokenizer, scripted_sampler):

@@ -93,6 +93,40 @@ def test_scorer_exception_is_not_a_wrong_answer(run, scripted_sampler):
     assert not failed.is_valid
 
 
+def test_a_completion_that_cannot_be_scored_is_kept_and_not_sampled_again(run, scripted_sampler):
+    def first(completion):
+        if "boom" in completion[-1]["content"]:
+            raise KeyError("lost")
+        return 1.0
+
+    def second(completion):
+        if "bo" in completion[-1]["content"]:
+            raise RuntimeError("broke")
+        return 1.0
+
+    env = vf.SingleTurnEnv(dataset=echo_dataset(), rubric=vf.Rubric([first, second]))
+    sampler = scripted_sampler(lambda prompt, n: ["boom", "fine", "bored", "fine"][n])
+    engine, (group,) = run(env, sampler)
+    assert engine.max_retries == 2
+    assert len(sampler.requests) == 4
+    found = {r.completion_text: (r.reward, r.failed_rewards) for r in group.rollouts}
+    assert found == {"boom": (None, ["first", "second"]), "bored": (None, ["second"]), "fine": (2.0, [])}
+    (both,) = (r.error for r in group.rollouts if r.completion_text == "boom")
+    assert both == "scoring failed: first: KeyError: 'lost'; second: RuntimeError: broke"
+
+
+@pytest.mark.parametrize("value", [None, "much", float("nan")])
+def test_a_score_that_is_no_number_is_not_a_wrong_answer(run, scripted_sampler, value):
+    def odd(completion):
+        return value
+
+    env = vf.SingleTurnEnv(dataset=echo_dataset(), rubric=vf.Rubric([odd]))
+    sampler = scripted_sampler(lambda prompt, n: "x")
+    _, (group,) = run(env, sampler)
+    assert [(r.reward, r.failed_rewards) for r in group.rollouts] == [(None, ["odd"])] * 4
+    assert len(sampler.requests) == 4
+
+
 def test_scorer_that_takes_everything_and_async_scorers_are_wrapped_too(run, scripted_sampler):
     async def broken(**kwargs):
         assert kwargs["answer"] == "0"

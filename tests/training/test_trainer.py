@@ -184,9 +184,10 @@ def test_failing_scorer_is_counted_and_its_rollouts_are_left_out(tmp_path):
 
     data = Dataset.from_dict({"question": ["1+1?", "2+2?", "3+3?", "4+4?"], "answer": [""] * 4})
     env = vf.SingleTurnEnv(dataset=data, eval_dataset=data, rubric=vf.Rubric([sometimes]))
-    trainer = train(tmp_path, env, max_steps=1, max_rollout_retries=0)
+    trainer = train(tmp_path, env, max_steps=1)
     failed = logs(trainer)[0]["rollouts/failed/scoring_failed"]
     assert 0 < failed < 32
+    assert logs(trainer)[0]["rollouts/failed/scoring_failed/sometimes"] == failed
     table = pq.read_table(Path(trainer.args.output_dir) / "completions" / "step_000000.parquet").to_pylist()
     assert sum(row["reward"] is None for row in table) == failed
 

@@ -56,6 +56,7 @@ class VisualTasksEnv(vf.SingleTurnEnv):
             system_prompt = THINK_PROMPT if think else ANSWER_PROMPT
         self._preamble = [{"role": "system", "content": system_prompt}] if system_prompt else []
         tags = ["think", "answer"] if think else ["answer"]
+        parser = vf.XMLParser(tags)
 
         def correct_answer(completion: Any, answer: str) -> float:
             """1.0 when the last closed answer is the right one."""
@@ -69,7 +70,10 @@ class VisualTasksEnv(vf.SingleTurnEnv):
         super().__init__(
             dataset=lambda: self._build("train"),
             eval_dataset=(lambda: self._build("eval")) if held_out is not None else None,
-            rubric=vf.Rubric(funcs=[correct_answer, well_formed], weights=[1.0, format_weight]),
+            parser=parser,
+            rubric=vf.Rubric(
+                funcs=[correct_answer, well_formed], weights=[1.0, format_weight], parser=parser
+            ),
         )
 
     def num_rows(self, split: Split = "train") -> int:
