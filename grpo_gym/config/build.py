@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 from typing import TYPE_CHECKING, Any
 
-from grpo_gym.config.errors import ConfigError
+from grpo_gym.config.errors import ConfigError, nearest
 from grpo_gym.config.schema import DataSection, DatasetEntry, Experiment, LoggingSection, ModelSection
 from grpo_gym.models import default_model
 from grpo_gym.rewards.registry import load_rewards_module
@@ -31,8 +32,12 @@ _TASKS_ONLY = {"eval_dataset_seed": "eval_seed"}
 _DATASETS_ONLY = {"eval_fraction": "eval_fraction", "match": "match", "think": "think"}
 
 
-def build_trainer(experiment: Experiment) -> GRPOTrainer:
+def build_trainer(experiment: Experiment, args: GRPOConfig | None = None) -> GRPOTrainer:
     """The trainer of an experiment.
+
+    Args:
+        experiment: the experiment.
+        args: its settings, where they were built already.
 
     Raises:
         ConfigError: parts of the experiment do not fit together or into this machine.
@@ -41,7 +46,7 @@ def build_trainer(experiment: Experiment) -> GRPOTrainer:
     from grpo_gym.training.trainer import GRPOTrainer
 
     export_logging(experiment.logging)
-    args = build_args(experiment)
+    args = args or build_args(experiment)
     check_processes(experiment, args.world_size)
     return GRPOTrainer(
         model=model_name(experiment),
@@ -108,9 +113,9 @@ def build_environment(experiment: Experiment) -> vf.Environment:
     """
     data = experiment.data
     if data.tasks:
-        env = _load_package("reasoning_gym_tasks", _task_arguments(data))
+        env = _load_package("reasoning_gym_tasks", _task_arguments(data), data.env_args)
     elif data.datasets:
-        env = _load_package("question_answer", _dataset_arguments(data))
+        env = _load_package("question_answer", _dataset_arguments(data), data.env_args)
     elif data.environment:
         env = _load_any(data)
     else:
@@ -151,7 +156,7 @@ def _task_arguments(data: DataSection) -> dict[str, Any]:
         {"name": name, "weight": task.weight, "config": task.config, "level": task.level}
         for name, task in (data.tasks or {}).items()
     ]
-    return {"gym": gym, **arguments, **data.env_args}
+    return {"gym": gym, **arguments}
 
 
 def _dataset_arguments(data: DataSection) -> dict[str, Any]:
@@ -162,7 +167,7 @@ def _dataset_arguments(data: DataSection) -> dict[str, Any]:
     if with_eval:
         splits = [str(entry.eval_split) for entry in with_eval]
         arguments["eval_dataset"] = _concatenated(data, with_eval, splits)
-    return {**arguments, **_renamed(data, _COMMON | _DATASETS_ONLY), **data.env_args}
+    return {**arguments, **_renamed(data, _COMMON | _DATASETS_ONLY)}
 
 
 def _concatenated(data: DataSection, entries: list[DatasetEntry], splits: list[str]) -> Dataset:
@@ -179,22 +184,40 @@ def _concatenated(data: DataSection, entries: list[DatasetEntry], splits: list[s
     return concatenate_datasets(parts)
 
 
-def _load_package(package: str, arguments: dict[str, Any]) -> vf.Environment:
+def _load_package(package: str, arguments: dict[str, Any], env_args: dict[str, Any]) -> vf.Environment:
+    """A package of this project, with the arguments that sections give, and `env_args` over them."""
     try:
         module = importlib.import_module(package)
     except ModuleNotFoundError as error:
         raise ConfigError(f"the environment package {package} is not installed; run ./setup.sh.") from error
-    return module.load_environment(**arguments)
+    known = inspect.signature(module.load_environment).parameters
+    for name in env_args:
+        if name not in known:
+            raise ConfigError(f"data.env_args.{name}: {package} has no such argument{nearest(name, known)}")
+    try:
+        return module.load_environment(**{**arguments, **env_args})
+    except TypeError as error:
+        if not env_args:
+            raise
+        raise ConfigError(f"data.env_args: {package} cannot be made with them: {error}") from error
 
 
 def _load_any(data: DataSection) -> vf.Environment:
-    """Any installed Verifiers environment; settings of `data` it does not know are for its `env_args`."""
+    """Any installed Verifiers environment; settings of `data` it does not know are for its `env_args`.
+
+    Raises:
+        ConfigError: it cannot be loaded; Verifiers makes a RuntimeError of whatever was wrong.
+    """
     import verifiers as vf
 
     _refuse(
         data, set(DataSection.model_fields) - {"environment", "env_args"} - {"tasks", "datasets"}, "env_args"
     )
-    return vf.load_environment(str(data.environment), **data.env_args)
+    try:
+        return vf.load_environment(str(data.environment), **data.env_args)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"data.environment, with its data.env_args: {reason}") from error
 
 
 def _renamed(data: DataSection, names: dict[str, str]) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def override_tree(override: str) -> Tree:
     """The tree of one `key.path=value`.
 
     Raises:
-        ConfigError: it is not of that form.
+        ConfigError: it is not of that form, or the value is not YAML.
     """
     key, equals, text = override.partition("=")
     parts = tuple(key.strip().split("."))
@@ -99,7 +99,7 @@ def override_tree(override: str) -> Tree:
             f"{COMMAND_LINE}: '{override}' is not an override; write key=value, such as max_steps=100."
         )
     origin = Origin(COMMAND_LINE, None, key)
-    value: Any = parse_scalar(text)
+    value: Any = parse_scalar(text, origin)
     for part in reversed(parts):
         value = {part: value}
     tree = Tree(value, {parts[:length]: origin for length in range(1, len(parts) + 1)})

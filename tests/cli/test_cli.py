@@ -14,6 +14,8 @@ from grpo_gym.cli.checks import Finding, check_open_files, check_port, check_ver
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENT = str(ROOT / "configs/experiments/tiny_leg_counting.yaml")
+WITH_TOOLS = str(ROOT / "configs/experiments/calculator_tiny.yaml")
+EVALUATION = str(ROOT / "configs/eval/tiny_leg_counting.yaml")
 
 
 @pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["compare"], ["tasks"], ["doctor"]])
@@ -73,6 +75,18 @@ def test_dry_run_plans_for_more_processes_than_run_here(capsys):
         (["train", EXPERIMENT, "max_stps=1"], "did you mean 'max_steps'"),
         (["train", EXPERIMENT, "num_generations=7", "--dry-run"], "divisible by num_generations=7"),
         (["train", "--config-path", "configs"], "needs --config-name"),
+        (["train", EXPERIMENT, "data={tasks: {a: 2"], "command line: data: not valid YAML: expected"),
+        (["train", EXPERIMENT, "run_name=@x"], "not valid YAML: found character '@'"),
+        (["train", EXPERIMENT, "run_name=%x"], "not valid YAML: found character '%'"),
+        (["eval", "--config", EVALUATION, "model=[a"], "not valid YAML: expected"),
+        (["plan", EXPERIMENT, "run_name=*a"], "not valid YAML: found undefined alias"),
+        (["slurm", EXPERIMENT, "account", "run_name=2026-99-99"], "not valid YAML: month must be"),
+        (["train", EXPERIMENT, "data.env_args.cache_sise=2", "--dry-run"], "did you mean 'cache_size'"),
+        (["train", EXPERIMENT, "data.env_args.parser_fields=3", "--dry-run"], "data.env_args: reasoning_gym"),
+        (["train", WITH_TOOLS, "data.env_args.max_digits=1", "--dry-run"], "there are only about"),
+        (["train", WITH_TOOLS, "data.env_args.operaters=[+]", "--dry-run"], "unexpected keyword argument"),
+        (["train", EXPERIMENT, "resume_from_checkpoint=true", "output_dir=nowhere"], "has no checkpoint-*"),
+        (["train", EXPERIMENT, "resume_from_checkpoint=nowhere"], "nowhere has no rollout_state.json"),
         (["tasks", "show", "leg_countin"], "did you mean 'leg_counting'"),
         (["tasks", "leg_counting"], "grpo-gym tasks show NAME"),
         (["tasks", "--category", "cooking"], "there are algebra"),
@@ -83,6 +97,12 @@ def test_mistakes_are_one_line_and_exit_code_2(arguments, message, capsys):
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("grpo-gym: error: ")
     assert message in error
+
+
+def test_resuming_without_a_checkpoint_leaves_the_folder_as_it_is(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("as it was")
+    assert main(["train", EXPERIMENT, "resume_from_checkpoint=true", f"output_dir={tmp_path}"]) == 2
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["as it was"]
 
 
 def test_tasks_lists_all_by_category(capsys):
