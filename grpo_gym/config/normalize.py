@@ -92,7 +92,9 @@ def _copy(tree: Tree, source: KeyPath, result: Tree, target: KeyPath) -> None:
         target = ("data", "tasks")
     if target == ("training", FIXED_EVAL_STEPS):
         own: dict[KeyPath, Origin] = {(): origins[()]}
-        result.put(("training", "eval_strategy"), "steps", own)
-        result.put(("training", "eval_steps"), value, own)
+        # "steps" without a number would be every logging_steps: null and 0 have to say "no".
+        result.put(("training", "eval_strategy"), "steps" if value else "no", own)
+        if value:
+            result.put(("training", "eval_steps"), value, own)
         return
     result.put(target, value, origins)

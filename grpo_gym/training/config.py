@@ -165,7 +165,8 @@ class GRPOConfig(TrainingArguments):
 
     # Evaluation and logs
     fixed_eval_steps: int | None = _option(
-        None, "Evaluate every this many optimizer steps (eval_strategy='steps' with eval_steps)."
+        None,
+        "Evaluate every this many optimizer steps (eval_strategy='steps' with eval_steps). 0 or null: not.",
     )
     eval_num_problems: int = _option(64, "Held-out problems of an evaluation.")
     eval_num_samples: int = _option(1, "Samples per held-out problem.")

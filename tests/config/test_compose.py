@@ -1,8 +1,11 @@
 """Files on files, overrides, interpolation."""
 
 import pytest
+from transformers.trainer_callback import TrainerState
 
 from grpo_gym.config import ConfigError, load_experiment
+from grpo_gym.config.build import build_args
+from grpo_gym.evaluation.during_training import wants_final_evaluation
 
 
 def test_bases_merge_in_order_and_the_file_has_the_last_word(write):
@@ -92,6 +95,17 @@ def test_the_eval_section_sets_what_training_calls_eval(write):
     assert settings["eval_on_start"] is True
     assert (settings["eval_num_problems"], settings["eval_num_samples"]) == (5, 2)
     assert (settings["eval_strategy"], settings["eval_steps"]) == ("steps", 20)
+
+
+@pytest.mark.parametrize("off", ["null", "0", ""])
+@pytest.mark.parametrize("on_start", [True, False])
+def test_evaluation_is_turned_off_and_the_baseline_stays_if_it_is_asked_for(write, off, on_start):
+    write("base.yaml", "eval: {fixed_eval_steps: 50}\ntraining: {report_to: none, use_cpu: true}\n")
+    path = write("x.yaml", f"_base_: base.yaml\neval: {{on_start: {str(on_start).lower()}}}\n")
+    args = build_args(load_experiment(path, [f"eval.fixed_eval_steps={off}"]))
+    assert (args.eval_strategy, args.do_eval, args.eval_on_start) == ("no", False, on_start)
+    assert wants_final_evaluation(args, TrainerState()) is on_start
+    assert build_args(load_experiment(path)).eval_steps == 50
 
 
 def test_a_flat_trl_style_file_loads_as_it_is(write):
