@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         # OSError: a model, file or server that is not there.
         return fail(error)
     if trainer.is_world_process_zero():
-        save_experiment(experiment, str(trainer.args.output_dir))
+        save_experiment(experiment, str(trainer.args.output_dir), trainer.args.world_size)
     trainer.train(resume_from_checkpoint=checkpoint)
     return 0
 

@@ -189,7 +189,7 @@ class Experiment(Section):
     logging: LoggingSection = LoggingSection()
     launch: LaunchSection = LaunchSection()
     provenance: dict[str, Any] | None = Field(
-        default=None, description="Written with a run: versions, git, command."
+        default=None, description="Written with a run: versions, git states, command."
     )
 
     @field_validator("rewards_module", mode="before")
