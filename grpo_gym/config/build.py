@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from grpo_gym.config.errors import ConfigError, nearest
 from grpo_gym.config.schema import DataSection, DatasetEntry, Experiment, LoggingSection, ModelSection
 from grpo_gym.models import default_model
-from grpo_gym.rewards.registry import load_rewards_module
+from grpo_gym.rewards.registry import RewardParamError, check_reward, load_rewards_module
 
 if TYPE_CHECKING:
     import verifiers as vf
@@ -29,6 +29,7 @@ _COMMON = {
     "format_weight": "format_weight",
 }
 _TASKS_ONLY = {"eval_dataset_seed": "eval_seed"}
+_ENV_ARGS = ("data", "env_args")
 _DATASETS_ONLY = {"eval_fraction": "eval_fraction", "match": "match", "think": "think"}
 
 
@@ -113,11 +114,11 @@ def build_environment(experiment: Experiment) -> vf.Environment:
     """
     data = experiment.data
     if data.tasks:
-        env = _load_package("reasoning_gym_tasks", _task_arguments(data), data.env_args)
+        env = _load_package(experiment, "reasoning_gym_tasks", _task_arguments(data))
     elif data.datasets:
-        env = _load_package("question_answer", _dataset_arguments(data), data.env_args)
+        env = _load_package(experiment, "question_answer", _dataset_arguments(data))
     elif data.environment:
-        env = _load_any(data)
+        env = _load_any(experiment)
     else:
         raise ConfigError("data: nothing to train on; set data.tasks, data.datasets or data.environment.")
     for module in experiment.rewards_module:
@@ -125,8 +126,21 @@ def build_environment(experiment: Experiment) -> vf.Environment:
     if experiment.rewards:
         from grpo_gym.rewards.rubric import use_rewards
 
+        check_rewards(experiment)
         use_rewards(env, experiment.rewards)
     return env
+
+
+def check_rewards(experiment: Experiment) -> None:
+    """Raise a ConfigError, with file and line, for a reward that cannot be made; its module must be loaded."""
+    for index, choice in enumerate(experiment.rewards):
+        path = ("rewards", str(index))
+        try:
+            check_reward(choice.name, choice.params)
+        except RewardParamError as error:
+            raise experiment.error_at((*path, "params", error.param), str(error)) from error
+        except ValueError as error:
+            raise experiment.error_at(path, str(error)) from error
 
 
 def check_processes(experiment: Experiment, num_processes: int) -> None:
@@ -184,8 +198,9 @@ def _concatenated(data: DataSection, entries: list[DatasetEntry], splits: list[s
     return concatenate_datasets(parts)
 
 
-def _load_package(package: str, arguments: dict[str, Any], env_args: dict[str, Any]) -> vf.Environment:
-    """A package of this project, with the arguments that sections give, and `env_args` over them."""
+def _load_package(experiment: Experiment, package: str, arguments: dict[str, Any]) -> vf.Environment:
+    """A package of this project, with the arguments that `data` gives, and its `env_args` over them."""
+    env_args = experiment.data.env_args
     try:
         module = importlib.import_module(package)
     except ModuleNotFoundError as error:
@@ -193,16 +208,17 @@ def _load_package(package: str, arguments: dict[str, Any], env_args: dict[str, A
     known = inspect.signature(module.load_environment).parameters
     for name in env_args:
         if name not in known:
-            raise ConfigError(f"data.env_args.{name}: {package} has no such argument{nearest(name, known)}")
+            message = f"{package} has no such argument{nearest(name, known)}"
+            raise experiment.error_at((*_ENV_ARGS, name), message)
     try:
         return module.load_environment(**{**arguments, **env_args})
     except TypeError as error:
         if not env_args:
             raise
-        raise ConfigError(f"data.env_args: {package} cannot be made with them: {error}") from error
+        raise experiment.error_at(_ENV_ARGS, f"{package} cannot be made with them: {error}") from error
 
 
-def _load_any(data: DataSection) -> vf.Environment:
+def _load_any(experiment: Experiment) -> vf.Environment:
     """Any installed Verifiers environment; settings of `data` it does not know are for its `env_args`.
 
     Raises:
@@ -210,14 +226,15 @@ def _load_any(data: DataSection) -> vf.Environment:
     """
     import verifiers as vf
 
+    data = experiment.data
     _refuse(
         data, set(DataSection.model_fields) - {"environment", "env_args"} - {"tasks", "datasets"}, "env_args"
     )
     try:
         return vf.load_environment(str(data.environment), **data.env_args)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"data.environment, with its data.env_args: {reason}") from error
+        path = _ENV_ARGS if data.env_args else ("data", "environment")
+        raise experiment.error_at(path, " ".join(str(error).split())) from error
 
 
 def _renamed(data: DataSection, names: dict[str, str]) -> dict[str, Any]:

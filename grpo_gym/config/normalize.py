@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from grpo_gym.config.errors import ConfigError, KeyPath, Origin, nearest
 from grpo_gym.config.schema import Experiment, section_fields
 from grpo_gym.config.tree import Tree
@@ -36,6 +38,20 @@ def normalize(tree: Tree) -> Tree:
         for source, target in _moves(tree, key):
             _copy(tree, source, result, target)
     return result
+
+
+def keys_of_section(section: str) -> tuple[str, ...]:
+    """What may be written under a section: its own keys, and those of `training` that may stand there too."""
+    own, training = section_fields().get(section, ()), section_fields()["training"]
+    if section == "eval":
+        return (*own, FIXED_EVAL_STEPS, *_without_prefix("eval_", training))
+    if section == "logging":
+        return (*own, *sorted(_LOGGING_NAMES), *_without_prefix("logging_", training))
+    return (*own, *sorted(_MODEL_NAMES)) if section == "model" else own
+
+
+def _without_prefix(prefix: str, names: Iterable[str]) -> list[str]:
+    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
 
 
 def _moves(tree: Tree, key: str) -> list[tuple[KeyPath, KeyPath]]:

@@ -11,10 +11,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     create_model,
     field_validator,
     model_validator,
 )
+
+from grpo_gym.config.errors import ConfigError, KeyPath, Origin, Origins
 
 
 class Section(BaseModel):
@@ -196,6 +199,16 @@ class Experiment(Section):
     @classmethod
     def _as_list(cls, modules: Any) -> Any:
         return [modules] if isinstance(modules, str) else modules or []
+
+    _origins: dict[KeyPath, Origin] = PrivateAttr(default_factory=dict)
+
+    def remember(self, origins: Origins) -> None:
+        """Keep where the values were written, for mistakes that only show when the experiment is built."""
+        self._origins = dict(origins)
+
+    def error_at(self, path: KeyPath, message: str) -> ConfigError:
+        """An error about the value at `path`, with file and line where they are known."""
+        return ConfigError.at(self._origins, path, message)
 
     @property
     def training_settings(self) -> dict[str, Any]:

@@ -82,7 +82,10 @@ def test_dry_run_plans_for_more_processes_than_run_here(capsys):
         (["plan", EXPERIMENT, "run_name=*a"], "not valid YAML: found undefined alias"),
         (["slurm", EXPERIMENT, "account", "run_name=2026-99-99"], "not valid YAML: month must be"),
         (["train", EXPERIMENT, "data.env_args.cache_sise=2", "--dry-run"], "did you mean 'cache_size'"),
-        (["train", EXPERIMENT, "data.env_args.parser_fields=3", "--dry-run"], "data.env_args: reasoning_gym"),
+        (
+            ["train", EXPERIMENT, "data.env_args.parser_fields=3", "--dry-run"],
+            "reasoning_gym_tasks cannot be made",
+        ),
         (["train", WITH_TOOLS, "data.env_args.max_digits=1", "--dry-run"], "there are only about"),
         (["train", WITH_TOOLS, "data.env_args.operaters=[+]", "--dry-run"], "unexpected keyword argument"),
         (["train", EXPERIMENT, "resume_from_checkpoint=true", "output_dir=nowhere"], "has no checkpoint-*"),
