@@ -76,6 +76,12 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
+def files_and_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Words apart: `key=value`, and paths, which may have a `=` in them (outputs/lr=1e-6/config.yaml)."""
+    files = [word for word in words if "=" not in word or os.path.isfile(word)]
+    return files, [word for word in words if word not in files]
+
+
 def fail(message: object, code: int = EXIT_USAGE) -> int:
     """Print an error and return the exit code."""
     print(f"grpo-gym: error: {message}", file=sys.stderr)

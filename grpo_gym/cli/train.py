@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from grpo_gym.cli import fail
+from grpo_gym.cli import fail, files_and_overrides
 
 _EPILOG = """\
 examples:
@@ -66,9 +66,7 @@ def experiment_file(args: argparse.Namespace) -> tuple[Path, list[str]]:
     Raises:
         ValueError: no file, or two.
     """
-    words = [*([args.file] if args.file else []), *args.overrides]
-    files = [word for word in words if "=" not in word]
-    overrides = [word for word in words if "=" in word]
+    files, overrides = files_and_overrides([*([args.file] if args.file else []), *args.overrides])
     if args.config_name:
         name = (
             args.config_name if args.config_name.endswith((".yaml", ".yml")) else f"{args.config_name}.yaml"

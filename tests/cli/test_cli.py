@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo_gym.cli import main
+from grpo_gym.cli import files_and_overrides, main
 from grpo_gym.cli.checks import Finding, check_open_files, check_port, check_versions, check_vllm
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +59,16 @@ def test_config_path_and_name_are_the_same_as_the_file(capsys):
     command = ["train", "seed=3", "--config-path", folder, "--config-name", "tiny_leg_counting", "--dry-run"]
     assert main(command) == 0
     assert capsys.readouterr().out == by_file
+
+
+def test_a_file_whose_path_has_an_equals_sign_is_the_file(tmp_path, capsys):
+    for command, original in (("train", EXPERIMENT), ("eval", EVALUATION)):
+        path = tmp_path / command / "lr=1e-6" / "config.yaml"
+        path.parent.mkdir(parents=True)
+        path.write_text(f"_base_: {original}\n")
+        assert main([command, str(path), "seed=3", "--dry-run"]) == 0
+        assert "seed: 3" in capsys.readouterr().out
+    assert files_and_overrides(["a.yaml", "nowhere/lr=1"]) == (["a.yaml"], ["nowhere/lr=1"])
 
 
 def test_dry_run_plans_for_more_processes_than_run_here(capsys):
