@@ -72,6 +72,8 @@ def _anchor_paths(tree: Tree, folder: Path) -> None:
         names = [modules] if isinstance(modules, str) else modules
         tree.values["rewards_module"] = [_anchored(name, folder) for name in names]
     data = tree.values.get("data")
+    if isinstance(data, dict) and "dataset_name" in data:
+        data["dataset_name"] = _anchored(data["dataset_name"], folder)
     datasets = data.get("datasets") if isinstance(data, dict) else None
     for entry in datasets if isinstance(datasets, list) else []:
         if isinstance(entry, dict) and isinstance(entry.get("path"), str):

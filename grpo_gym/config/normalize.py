@@ -19,6 +19,8 @@ _LOGGING_NAMES = frozenset(
 _MODEL_NAMES = frozenset(
     {"torch_dtype", "attn_implementation", "freeze_vision_tower", "freeze_multimodal_projector"}
 )
+# What TRL calls settings of `training` that mean exactly the same.
+_ALIASES = {"dtype": "torch_dtype", "vllm_max_model_length": "vllm_max_model_len"}
 FIXED_EVAL_STEPS = "fixed_eval_steps"
 
 
@@ -69,6 +71,8 @@ def _moves(tree: Tree, key: str) -> list[tuple[KeyPath, KeyPath]]:
 def _target_in_section(section: str, name: str) -> KeyPath:
     """Where `section.name` is kept: keys of eval, logging and model that belong to training go there."""
     training = section_fields()["training"]
+    if section in ("training", "model"):
+        name = _ALIASES.get(name, name)
     if name == FIXED_EVAL_STEPS and section == "eval":
         return ("training", FIXED_EVAL_STEPS)
     if section == "eval":
@@ -89,6 +93,8 @@ def _target_in_section(section: str, name: str) -> KeyPath:
 def _target_of_bare(tree: Tree, key: str) -> KeyPath:
     if key == FIXED_EVAL_STEPS:
         return ("training", FIXED_EVAL_STEPS)
+    if key in _ALIASES:
+        return ("training", _ALIASES[key])
     owners = [section for section, names in section_fields().items() if key in names]
     if len(owners) == 1:
         return (owners[0], key)

@@ -76,6 +76,14 @@ class FieldMapping(Section):
     answer_field: str = "answer"
 
 
+_TRL_DATASET = {
+    "dataset_name": "path",
+    "dataset_config": "name",
+    "dataset_train_split": "split",
+    "dataset_test_split": "eval_split",
+}
+
+
 class DataSection(Section):
     """What is trained on: `tasks` (Reasoning Gym), `datasets` (your own), or any Verifiers `environment`."""
 
@@ -85,6 +93,10 @@ class DataSection(Section):
     datasets: list[DatasetEntry] | None = Field(
         default=None, description="Files or Hugging Face datasets, put together."
     )
+    dataset_name: str | None = Field(default=None, description="TRL's name of datasets[0].path.")
+    dataset_config: str | None = Field(default=None, description="TRL's name of datasets[0].name.")
+    dataset_train_split: str | None = Field(default=None, description="TRL's name of datasets[0].split.")
+    dataset_test_split: str | None = Field(default=None, description="TRL's name of datasets[0].eval_split.")
     environment: str | None = Field(default=None, description="Id of an installed Verifiers environment.")
     env_args: dict[str, Any] = Field(
         default_factory=dict, description="More arguments of its load_environment."
@@ -113,6 +125,22 @@ class DataSection(Section):
     answer_regex: str | None = Field(
         default=None, description="Keep only what its first group finds in each answer."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_dataset(cls, values: Any) -> Any:
+        """TRL's flat way to name one dataset becomes `datasets`."""
+        if not isinstance(values, dict):
+            return values
+        entry = {field: values[name] for name, field in _TRL_DATASET.items() if values.get(name) is not None}
+        others = {name: value for name, value in values.items() if name not in _TRL_DATASET}
+        if not entry:
+            return others
+        if "path" not in entry:
+            raise ValueError("dataset_config and splits belong to a dataset_name; set it, or write datasets")
+        if others.get("datasets"):
+            raise ValueError("dataset_name and datasets are both set; keep one and set the other to null")
+        return {**others, "datasets": [entry]}
 
     @field_validator("tasks", mode="before")
     @classmethod

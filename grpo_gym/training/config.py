@@ -67,6 +67,9 @@ class GRPOConfig(TrainingArguments):
         None, "Attention of generation and the padded path: sdpa, eager, ..."
     )
 
+    chat_template_kwargs: dict[str, Any] = _option(
+        {}, "More arguments of the model's chat template, such as {enable_thinking: false} for Qwen3."
+    )
     freeze_vision_tower: bool = _option(False, "Vision-language models: leave the vision tower as it is.")
     freeze_multimodal_projector: bool = _option(
         False, "Vision-language models: leave what maps image features to embeddings as it is."

@@ -108,7 +108,7 @@ def test_evaluation_is_turned_off_and_the_baseline_stays_if_it_is_asked_for(writ
     assert build_args(load_experiment(path)).eval_steps == 50
 
 
-def test_a_flat_trl_style_file_loads_as_it_is(write):
+def test_a_flat_trl_style_file_loads(write):
     write("train.jsonl", "")
     text = """
 model_name_or_path: Qwen/Qwen2.5-0.5B-Instruct
@@ -131,6 +131,39 @@ field_mapping:
     assert experiment.training_settings["vllm_mode"] == "colocate"
     assert experiment.data.field_mapping.answer_field == "solution"
     assert experiment.data.datasets[0].path == str(path.parent / "train.jsonl")
+
+
+def test_trls_names_of_the_same_settings(write):
+    write("train.jsonl", "")
+    text = """
+dataset_name: train.jsonl
+dataset_config: main
+dataset_train_split: part
+vllm_max_model_length: 2048
+model: {dtype: bfloat16}
+"""
+    path = write("trl.yaml", text)
+    experiment = load_experiment(path, ["dataset_train_split=all", "dataset_test_split=test"])
+    assert [entry.model_dump() for entry in experiment.data.datasets] == [
+        {"path": str(path.parent / "train.jsonl"), "name": "main", "split": "all", "eval_split": "test"}
+    ]
+    settings = experiment.training_settings
+    assert (settings["torch_dtype"], settings["vllm_max_model_len"]) == ("bfloat16", 2048)
+    assert load_experiment(path, ["dtype=float32"]).training_settings["torch_dtype"] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dtype: auto\ntorch_dtype: auto\n", "x.yaml:2: torch_dtype: is set twice; the other place is"),
+        ("dataset_train_split: train\n", "belong to a dataset_name"),
+        ("dataset_name: a\ndatasets: [{path: b}]\n", "dataset_name and datasets are both set"),
+        ("dataset_name: a\ntasks: leg_counting\n", "tasks and datasets are both set"),
+    ],
+)
+def test_trls_names_beside_ours_are_refused(write, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_experiment(write("x.yaml", text))
 
 
 def test_a_weights_and_configs_file_loads_as_it_is(write):
