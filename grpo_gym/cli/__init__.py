@@ -2,8 +2,9 @@
 
 A command module has `add_arguments(parser)` and `run(args) -> int`, and imports what is slow inside `run`.
 
-Exit codes: 0 done; 1 it failed while running, or `doctor` found something that prevents training; 2 the
-command line or the experiment is wrong, nothing was started; 130 interrupted.
+Exit codes: 0 done; 1 it failed while running, `doctor` found something that prevents training, or `plan` nothing
+that fits; 2 the command line or the experiment is wrong, nothing was started; 75 `train` saved a checkpoint after
+a signal and wants to be started again (`training/preemption.py`); 130 interrupted.
 """
 
 from __future__ import annotations

@@ -88,7 +88,9 @@ class DataSection(Section):
     """What is trained on: `tasks` (Reasoning Gym), `datasets` (your own), or any Verifiers `environment`."""
 
     tasks: dict[str, TaskEntry] | None = Field(
-        default=None, description="Reasoning Gym tasks with weights and settings."
+        default=None,
+        description="Reasoning Gym tasks with weights and settings. A mapping adds to that of a `_base_`, a list "
+        "replaces it.",
     )
     datasets: list[DatasetEntry] | None = Field(
         default=None, description="Files or Hugging Face datasets, put together."
@@ -145,7 +147,7 @@ class DataSection(Section):
     @field_validator("tasks", mode="before")
     @classmethod
     def _tasks_as_mapping(cls, tasks: Any) -> Any:
-        """Accept a name, a list of names, and `{task: null}`."""
+        """Accept a name, a list of names, and `{task: null}`, which is the task with its defaults."""
         if isinstance(tasks, str):
             tasks = [tasks]
         if isinstance(tasks, list):

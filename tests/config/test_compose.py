@@ -46,6 +46,18 @@ def test_tasks_of_several_bases_make_a_mix(write):
     assert {name: task.weight for name, task in tasks.items()} == {"leg_counting": 2.0, "syllogism": 1.0}
 
 
+def test_only_a_list_leaves_out_tasks_of_a_base(write):
+    write("mix.yaml", "data: {tasks: {leg_counting: {weight: 2}, syllogism: {weight: 3}}}\n")
+    path = write("x.yaml", "_base_: mix.yaml\n")
+
+    def weights(override):
+        return {name: task.weight for name, task in load_experiment(path, [override]).data.tasks.items()}
+
+    assert weights("data.tasks.syllogism=null") == {"leg_counting": 2.0, "syllogism": 1.0}
+    assert weights("data.tasks.syllogism={}") == {"leg_counting": 2.0, "syllogism": 3.0}
+    assert weights("data.tasks=[{name: leg_counting, weight: 2.0}]") == {"leg_counting": 2.0}
+
+
 @pytest.mark.parametrize(
     ("override", "name", "value"),
     [
