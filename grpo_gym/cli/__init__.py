@@ -2,8 +2,9 @@
 
 A command module has `add_arguments(parser)` and `run(args) -> int`, and imports what is slow inside `run`.
 
-Exit codes: 0 done; 1 it failed while running, or `doctor` found something that prevents training; 2 the
-command line or the experiment is wrong, nothing was started; 130 interrupted.
+Exit codes: 0 done; 1 it failed while running, `doctor` found something that prevents training, or `plan` nothing
+that fits; 2 the command line or the experiment is wrong, nothing was started; 75 `train` saved a checkpoint after
+a signal and wants to be started again (`training/preemption.py`); 130 interrupted.
 """
 
 from __future__ import annotations
@@ -74,6 +75,12 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         if name in argv:
             importlib.import_module(f"grpo_gym.cli.{name}").add_arguments(subparser)
     return parser
+
+
+def files_and_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Words apart: `key=value`, and paths, which may have a `=` in them (outputs/lr=1e-6/config.yaml)."""
+    files = [word for word in words if "=" not in word or os.path.isfile(word)]
+    return files, [word for word in words if word not in files]
 
 
 def fail(message: object, code: int = EXIT_USAGE) -> int:

@@ -13,7 +13,7 @@ examples:
   grpo-gym completion zsh > ~/.zfunc/_grpo-gym       (with ~/.zfunc in fpath)
 """
 SHELLS = ("bash", "zsh", "tcsh")
-_FILES = ("FILE", "CONFIG", "A.json", "B.json")
+_FILES = ("FILE", "CONFIG", "A", "B")
 _FOLDERS = ("DIR", "OUTPUT_DIR", "CHECKPOINT", "OUT")
 
 

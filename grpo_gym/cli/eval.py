@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grpo_gym.cli import EXIT_FAILED, fail
+from grpo_gym.cli import EXIT_FAILED, fail, files_and_overrides
 
 if TYPE_CHECKING:
     from grpo_gym.evaluation.config import EvalConfig
@@ -61,8 +61,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _file_and_overrides(args: argparse.Namespace) -> tuple[str, list[str]]:
-    overrides = [word for word in args.overrides if "=" in word]
-    files = [*([args.config] if args.config else []), *[word for word in args.overrides if "=" not in word]]
+    found, overrides = files_and_overrides(args.overrides)
+    files = [*([args.config] if args.config else []), *found]
     if len(files) != 1:
         raise ValueError(
             f"give one evaluation (--config FILE), not {len(files)}; overrides are written key=value."

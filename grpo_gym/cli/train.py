@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from grpo_gym.cli import fail
+from grpo_gym.cli import fail, files_and_overrides
 
 _EPILOG = """\
 examples:
@@ -36,8 +36,9 @@ def run(args: argparse.Namespace) -> int:
     from dotenv import load_dotenv
 
     from grpo_gym.config import load_experiment
-    from grpo_gym.config.build import build_trainer, resume_choice
+    from grpo_gym.config.build import build_args, build_trainer, resume_choice
     from grpo_gym.config.provenance import save_experiment, warn_about_versions
+    from grpo_gym.training.resume import choose_checkpoint
 
     load_dotenv(Path.cwd() / ".env")
     try:
@@ -47,13 +48,15 @@ def run(args: argparse.Namespace) -> int:
         if args.dry_run:
             print(_plan_text(experiment))
             return 0
-        trainer = build_trainer(experiment)
+        settings = build_args(experiment)
+        checkpoint = choose_checkpoint(resume_choice(experiment), str(settings.output_dir))
+        trainer = build_trainer(experiment, settings)
     except (ValueError, OSError) as error:
         # OSError: a model, file or server that is not there.
         return fail(error)
     if trainer.is_world_process_zero():
-        save_experiment(experiment, str(trainer.args.output_dir))
-    trainer.train(resume_from_checkpoint=resume_choice(experiment))
+        save_experiment(experiment, str(trainer.args.output_dir), trainer.args.world_size)
+    trainer.train(resume_from_checkpoint=checkpoint)
     return 0
 
 
@@ -63,9 +66,7 @@ def experiment_file(args: argparse.Namespace) -> tuple[Path, list[str]]:
     Raises:
         ValueError: no file, or two.
     """
-    words = [*([args.file] if args.file else []), *args.overrides]
-    files = [word for word in words if "=" not in word]
-    overrides = [word for word in words if "=" in word]
+    files, overrides = files_and_overrides([*([args.file] if args.file else []), *args.overrides])
     if args.config_name:
         name = (
             args.config_name if args.config_name.endswith((".yaml", ".yml")) else f"{args.config_name}.yaml"

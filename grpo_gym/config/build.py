@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 from typing import TYPE_CHECKING, Any
 
-from grpo_gym.config.errors import ConfigError
+from grpo_gym.config.errors import ConfigError, nearest
 from grpo_gym.config.schema import DataSection, DatasetEntry, Experiment, LoggingSection, ModelSection
 from grpo_gym.models import default_model
-from grpo_gym.rewards.registry import load_rewards_module
+from grpo_gym.rewards.registry import RewardParamError, check_reward, load_rewards_module
 
 if TYPE_CHECKING:
     import verifiers as vf
@@ -28,11 +29,16 @@ _COMMON = {
     "format_weight": "format_weight",
 }
 _TASKS_ONLY = {"eval_dataset_seed": "eval_seed"}
+_ENV_ARGS = ("data", "env_args")
 _DATASETS_ONLY = {"eval_fraction": "eval_fraction", "match": "match", "think": "think"}
 
 
-def build_trainer(experiment: Experiment) -> GRPOTrainer:
+def build_trainer(experiment: Experiment, args: GRPOConfig | None = None) -> GRPOTrainer:
     """The trainer of an experiment.
+
+    Args:
+        experiment: the experiment.
+        args: its settings, where they were built already.
 
     Raises:
         ConfigError: parts of the experiment do not fit together or into this machine.
@@ -41,7 +47,7 @@ def build_trainer(experiment: Experiment) -> GRPOTrainer:
     from grpo_gym.training.trainer import GRPOTrainer
 
     export_logging(experiment.logging)
-    args = build_args(experiment)
+    args = args or build_args(experiment)
     check_processes(experiment, args.world_size)
     return GRPOTrainer(
         model=model_name(experiment),
@@ -110,11 +116,11 @@ def build_environment(experiment: Experiment) -> vf.Environment:
     if experiment.rewards:
         _refuse_format_weight(data)
     if data.tasks:
-        env = _load_package("reasoning_gym_tasks", _task_arguments(data))
+        env = _load_package(experiment, "reasoning_gym_tasks", _task_arguments(data))
     elif data.datasets:
-        env = _load_package("question_answer", _dataset_arguments(data))
+        env = _load_package(experiment, "question_answer", _dataset_arguments(data))
     elif data.environment:
-        env = _load_any(data)
+        env = _load_any(experiment)
     else:
         raise ConfigError("data: nothing to train on; set data.tasks, data.datasets or data.environment.")
     for module in experiment.rewards_module:
@@ -122,8 +128,21 @@ def build_environment(experiment: Experiment) -> vf.Environment:
     if experiment.rewards:
         from grpo_gym.rewards.rubric import use_rewards
 
+        check_rewards(experiment)
         use_rewards(env, experiment.rewards)
     return env
+
+
+def check_rewards(experiment: Experiment) -> None:
+    """Raise a ConfigError, with file and line, for a reward that cannot be made; its module must be loaded."""
+    for index, choice in enumerate(experiment.rewards):
+        path = ("rewards", str(index))
+        try:
+            check_reward(choice.name, choice.params)
+        except RewardParamError as error:
+            raise experiment.error_at((*path, "params", error.param), str(error)) from error
+        except ValueError as error:
+            raise experiment.error_at(path, str(error)) from error
 
 
 def check_processes(experiment: Experiment, num_processes: int) -> None:
@@ -153,7 +172,7 @@ def _task_arguments(data: DataSection) -> dict[str, Any]:
         {"name": name, "weight": task.weight, "config": task.config, "level": task.level}
         for name, task in (data.tasks or {}).items()
     ]
-    return {"gym": gym, **arguments, **data.env_args}
+    return {"gym": gym, **arguments}
 
 
 def _dataset_arguments(data: DataSection) -> dict[str, Any]:
@@ -164,7 +183,7 @@ def _dataset_arguments(data: DataSection) -> dict[str, Any]:
     if with_eval:
         splits = [str(entry.eval_split) for entry in with_eval]
         arguments["eval_dataset"] = _concatenated(data, with_eval, splits)
-    return {**arguments, **_renamed(data, _COMMON | _DATASETS_ONLY), **data.env_args}
+    return {**arguments, **_renamed(data, _COMMON | _DATASETS_ONLY)}
 
 
 def _concatenated(data: DataSection, entries: list[DatasetEntry], splits: list[str]) -> Dataset:
@@ -181,22 +200,43 @@ def _concatenated(data: DataSection, entries: list[DatasetEntry], splits: list[s
     return concatenate_datasets(parts)
 
 
-def _load_package(package: str, arguments: dict[str, Any]) -> vf.Environment:
+def _load_package(experiment: Experiment, package: str, arguments: dict[str, Any]) -> vf.Environment:
+    """A package of this project, with the arguments that `data` gives, and its `env_args` over them."""
+    env_args = experiment.data.env_args
     try:
         module = importlib.import_module(package)
     except ModuleNotFoundError as error:
         raise ConfigError(f"the environment package {package} is not installed; run ./setup.sh.") from error
-    return module.load_environment(**arguments)
+    known = inspect.signature(module.load_environment).parameters
+    for name in env_args:
+        if name not in known:
+            message = f"{package} has no such argument{nearest(name, known)}"
+            raise experiment.error_at((*_ENV_ARGS, name), message)
+    try:
+        return module.load_environment(**{**arguments, **env_args})
+    except TypeError as error:
+        if not env_args:
+            raise
+        raise experiment.error_at(_ENV_ARGS, f"{package} cannot be made with them: {error}") from error
 
 
-def _load_any(data: DataSection) -> vf.Environment:
-    """Any installed Verifiers environment; settings of `data` it does not know are for its `env_args`."""
+def _load_any(experiment: Experiment) -> vf.Environment:
+    """Any installed Verifiers environment; settings of `data` it does not know are for its `env_args`.
+
+    Raises:
+        ConfigError: it cannot be loaded; Verifiers makes a RuntimeError of whatever was wrong.
+    """
     import verifiers as vf
 
+    data = experiment.data
     _refuse(
         data, set(DataSection.model_fields) - {"environment", "env_args"} - {"tasks", "datasets"}, "env_args"
     )
-    return vf.load_environment(str(data.environment), **data.env_args)
+    try:
+        return vf.load_environment(str(data.environment), **data.env_args)
+    except RuntimeError as error:
+        path = _ENV_ARGS if data.env_args else ("data", "environment")
+        raise experiment.error_at(path, " ".join(str(error).split())) from error
 
 
 def _renamed(data: DataSection, names: dict[str, str]) -> dict[str, Any]:

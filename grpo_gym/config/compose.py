@@ -72,6 +72,8 @@ def _anchor_paths(tree: Tree, folder: Path) -> None:
         names = [modules] if isinstance(modules, str) else modules
         tree.values["rewards_module"] = [_anchored(name, folder) for name in names]
     data = tree.values.get("data")
+    if isinstance(data, dict) and "dataset_name" in data:
+        data["dataset_name"] = _anchored(data["dataset_name"], folder)
     datasets = data.get("datasets") if isinstance(data, dict) else None
     for entry in datasets if isinstance(datasets, list) else []:
         if isinstance(entry, dict) and isinstance(entry.get("path"), str):
@@ -90,7 +92,7 @@ def override_tree(override: str) -> Tree:
     """The tree of one `key.path=value`.
 
     Raises:
-        ConfigError: it is not of that form.
+        ConfigError: it is not of that form, or the value is not YAML.
     """
     key, equals, text = override.partition("=")
     parts = tuple(key.strip().split("."))
@@ -99,7 +101,7 @@ def override_tree(override: str) -> Tree:
             f"{COMMAND_LINE}: '{override}' is not an override; write key=value, such as max_steps=100."
         )
     origin = Origin(COMMAND_LINE, None, key)
-    value: Any = parse_scalar(text)
+    value: Any = parse_scalar(text, origin)
     for part in reversed(parts):
         value = {part: value}
     tree = Tree(value, {parts[:length]: origin for length in range(1, len(parts) + 1)})

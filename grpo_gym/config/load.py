@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from grpo_gym.config.compose import compose
 from grpo_gym.config.errors import ConfigError, KeyPath, nearest
+from grpo_gym.config.normalize import keys_of_section
 from grpo_gym.config.schema import (
     DatasetEntry,
     Experiment,
@@ -45,6 +46,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
         training["run_name"] = Path(path).stem
     experiment = validate(tree)
     check_tasks(experiment, tree)
+    experiment.remember(tree.origins)
     return experiment
 
 
@@ -84,7 +86,7 @@ def check_tasks(experiment: Experiment, tree: Tree) -> None:
     """Check task names and their settings with the environment package that knows them.
 
     Raises:
-        ConfigError: an unknown task or a setting it does not have, with the nearest one.
+        ConfigError: an unknown task, or a setting or level it does not have, with the nearest one.
     """
     if not experiment.data.tasks:
         return
@@ -92,7 +94,7 @@ def check_tasks(experiment: Experiment, tree: Tree) -> None:
 
     for name, entry in experiment.data.tasks.items():
         try:
-            parse_gym([{"name": name, "weight": entry.weight, "config": entry.config}])
+            parse_gym([{"name": name, **entry.model_dump()}])
         except ValueError as error:
             raise ConfigError.at(tree.origins, ("data", "tasks", name), str(error)) from error
 
@@ -142,7 +144,7 @@ def _suggestion(path: KeyPath) -> str:
 
 def _keys_of(parent: KeyPath) -> tuple[str, ...]:
     if len(parent) == 1:
-        return section_fields().get(parent[0], ())
+        return keys_of_section(parent[0])
     for pattern, model in _INNER_KEYS.items():
         if len(pattern) == len(parent) and all(p in ("*", q) for p, q in zip(pattern, parent, strict=True)):
             return tuple(model.model_fields)  # type: ignore[attr-defined]

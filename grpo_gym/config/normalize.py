@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from grpo_gym.config.errors import ConfigError, KeyPath, Origin, nearest
 from grpo_gym.config.schema import Experiment, section_fields
 from grpo_gym.config.tree import Tree
@@ -17,6 +19,8 @@ _LOGGING_NAMES = frozenset(
 _MODEL_NAMES = frozenset(
     {"torch_dtype", "attn_implementation", "freeze_vision_tower", "freeze_multimodal_projector"}
 )
+# What TRL calls settings of `training` that mean exactly the same.
+_ALIASES = {"dtype": "torch_dtype", "vllm_max_model_length": "vllm_max_model_len"}
 FIXED_EVAL_STEPS = "fixed_eval_steps"
 
 
@@ -38,6 +42,20 @@ def normalize(tree: Tree) -> Tree:
     return result
 
 
+def keys_of_section(section: str) -> tuple[str, ...]:
+    """What may be written under a section: its own keys, and those of `training` that may stand there too."""
+    own, training = section_fields().get(section, ()), section_fields()["training"]
+    if section == "eval":
+        return (*own, FIXED_EVAL_STEPS, *_without_prefix("eval_", training))
+    if section == "logging":
+        return (*own, *sorted(_LOGGING_NAMES), *_without_prefix("logging_", training))
+    return (*own, *sorted(_MODEL_NAMES)) if section == "model" else own
+
+
+def _without_prefix(prefix: str, names: Iterable[str]) -> list[str]:
+    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+
+
 def _moves(tree: Tree, key: str) -> list[tuple[KeyPath, KeyPath]]:
     """Where the value of a top-level key, or each of the values in it, belongs."""
     value = tree.values[key]
@@ -53,6 +71,8 @@ def _moves(tree: Tree, key: str) -> list[tuple[KeyPath, KeyPath]]:
 def _target_in_section(section: str, name: str) -> KeyPath:
     """Where `section.name` is kept: keys of eval, logging and model that belong to training go there."""
     training = section_fields()["training"]
+    if section in ("training", "model"):
+        name = _ALIASES.get(name, name)
     if name == FIXED_EVAL_STEPS and section == "eval":
         return ("training", FIXED_EVAL_STEPS)
     if section == "eval":
@@ -73,6 +93,8 @@ def _target_in_section(section: str, name: str) -> KeyPath:
 def _target_of_bare(tree: Tree, key: str) -> KeyPath:
     if key == FIXED_EVAL_STEPS:
         return ("training", FIXED_EVAL_STEPS)
+    if key in _ALIASES:
+        return ("training", _ALIASES[key])
     owners = [section for section, names in section_fields().items() if key in names]
     if len(owners) == 1:
         return (owners[0], key)
@@ -92,7 +114,9 @@ def _copy(tree: Tree, source: KeyPath, result: Tree, target: KeyPath) -> None:
         target = ("data", "tasks")
     if target == ("training", FIXED_EVAL_STEPS):
         own: dict[KeyPath, Origin] = {(): origins[()]}
-        result.put(("training", "eval_strategy"), "steps", own)
-        result.put(("training", "eval_steps"), value, own)
+        # "steps" without a number would be every logging_steps: null and 0 have to say "no".
+        result.put(("training", "eval_strategy"), "steps" if value else "no", own)
+        if value:
+            result.put(("training", "eval_steps"), value, own)
         return
     result.put(target, value, origins)

@@ -11,10 +11,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     create_model,
     field_validator,
     model_validator,
 )
+
+from grpo_gym.config.errors import ConfigError, KeyPath, Origin, Origins
 
 
 class Section(BaseModel):
@@ -73,15 +76,29 @@ class FieldMapping(Section):
     answer_field: str = "answer"
 
 
+_TRL_DATASET = {
+    "dataset_name": "path",
+    "dataset_config": "name",
+    "dataset_train_split": "split",
+    "dataset_test_split": "eval_split",
+}
+
+
 class DataSection(Section):
     """What is trained on: `tasks` (Reasoning Gym), `datasets` (your own), or any Verifiers `environment`."""
 
     tasks: dict[str, TaskEntry] | None = Field(
-        default=None, description="Reasoning Gym tasks with weights and settings."
+        default=None,
+        description="Reasoning Gym tasks with weights and settings. A mapping adds to that of a `_base_`, a list "
+        "replaces it.",
     )
     datasets: list[DatasetEntry] | None = Field(
         default=None, description="Files or Hugging Face datasets, put together."
     )
+    dataset_name: str | None = Field(default=None, description="TRL's name of datasets[0].path.")
+    dataset_config: str | None = Field(default=None, description="TRL's name of datasets[0].name.")
+    dataset_train_split: str | None = Field(default=None, description="TRL's name of datasets[0].split.")
+    dataset_test_split: str | None = Field(default=None, description="TRL's name of datasets[0].eval_split.")
     environment: str | None = Field(default=None, description="Id of an installed Verifiers environment.")
     env_args: dict[str, Any] = Field(
         default_factory=dict, description="More arguments of its load_environment."
@@ -111,10 +128,26 @@ class DataSection(Section):
         default=None, description="Keep only what its first group finds in each answer."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_dataset(cls, values: Any) -> Any:
+        """TRL's flat way to name one dataset becomes `datasets`."""
+        if not isinstance(values, dict):
+            return values
+        entry = {field: values[name] for name, field in _TRL_DATASET.items() if values.get(name) is not None}
+        others = {name: value for name, value in values.items() if name not in _TRL_DATASET}
+        if not entry:
+            return others
+        if "path" not in entry:
+            raise ValueError("dataset_config and splits belong to a dataset_name; set it, or write datasets")
+        if others.get("datasets"):
+            raise ValueError("dataset_name and datasets are both set; keep one and set the other to null")
+        return {**others, "datasets": [entry]}
+
     @field_validator("tasks", mode="before")
     @classmethod
     def _tasks_as_mapping(cls, tasks: Any) -> Any:
-        """Accept a name, a list of names, and `{task: null}`."""
+        """Accept a name, a list of names, and `{task: null}`, which is the task with its defaults."""
         if isinstance(tasks, str):
             tasks = [tasks]
         if isinstance(tasks, list):
@@ -189,13 +222,23 @@ class Experiment(Section):
     logging: LoggingSection = LoggingSection()
     launch: LaunchSection = LaunchSection()
     provenance: dict[str, Any] | None = Field(
-        default=None, description="Written with a run: versions, git, command."
+        default=None, description="Written with a run: versions, git states, command."
     )
 
     @field_validator("rewards_module", mode="before")
     @classmethod
     def _as_list(cls, modules: Any) -> Any:
         return [modules] if isinstance(modules, str) else modules or []
+
+    _origins: dict[KeyPath, Origin] = PrivateAttr(default_factory=dict)
+
+    def remember(self, origins: Origins) -> None:
+        """Keep where the values were written, for mistakes that only show when the experiment is built."""
+        self._origins = dict(origins)
+
+    def error_at(self, path: KeyPath, message: str) -> ConfigError:
+        """An error about the value at `path`, with file and line where they are known."""
+        return ConfigError.at(self._origins, path, message)
 
     @property
     def training_settings(self) -> dict[str, Any]:

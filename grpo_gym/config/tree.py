@@ -75,9 +75,19 @@ class Tree:
         return {key[len(path) :]: origin for key, origin in self.origins.items() if key[: len(path)] == path}
 
 
-def parse_scalar(text: str) -> Any:
-    """A value written on the command line, read as YAML (`1e-6` a number, `[a, b]` a list, nothing None)."""
-    return yaml.load(text, Loader=_Loader)
+def parse_scalar(text: str, origin: Origin) -> Any:
+    """A value written on the command line, read as YAML (`1e-6` a number, `[a, b]` a list, nothing None).
+
+    Raises:
+        ConfigError: not YAML, such as a bracket that is not closed.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(
+            f"{origin}: not valid YAML: {_problem(error)} in {text!r}; a text with such characters needs quotes "
+            f"that the shell leaves in place: '{origin.key}=\"...\"'."
+        ) from error
 
 
 def read_tree(path: Path) -> Tree:
@@ -92,9 +102,17 @@ def read_tree(path: Path) -> Tree:
         raise ConfigError(f"cannot read '{path}': {error.strerror}; give the path of a YAML file.") from error
     try:
         return _tree_of(_Loader(text), str(path))
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else 1
+        raise ConfigError(f"{path}:{line}: not valid YAML: {_problem(error)}") from error
+
+
+def _problem(error: Exception) -> str:
+    """What PyYAML found, in one line."""
+    if isinstance(error, yaml.MarkedYAMLError):
+        return str(error.problem or error.context)
+    return str(error).splitlines()[0]
 
 
 def _tree_of(loader: _Loader, file: str) -> Tree:

@@ -157,7 +157,8 @@ def count_prompt_tokens(experiment: Experiment) -> float:
         from grpo_gym.rollouts.chat import ChatRenderer
 
         name = resolve_model(model_name(experiment))
-        renderer = ChatRenderer(AutoTokenizer.from_pretrained(name, local_files_only=True))
+        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True)
+        renderer = ChatRenderer(tokenizer, experiment.training_settings.get("chat_template_kwargs"))
         lengths = [len(renderer.prompt_ids(prompt)) for prompt in prompts]
     except OSError:
         pass  # the tokenizer is not on this machine: characters tell well enough

@@ -53,28 +53,55 @@ def reward_names() -> list[str]:
     return sorted(_REWARDS)
 
 
+class RewardParamError(ValueError):
+    """A param that a reward's class does not take."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
 def create_reward(
     name: str, params: Mapping[str, Any] | None = None, deadline: float | None = None
 ) -> BaseReward:
     """The reward called `name`, made with `params`; `deadline` replaces its own.
 
     Raises:
-        ValueError: an unknown name (with the nearest), or params its class does not take.
+        ValueError: see `check_reward`.
+    """
+    reward = check_reward(name, params)(**(params or {}))
+    if deadline is not None:
+        reward.deadline = deadline
+    return reward
+
+
+def check_reward(name: str, params: Mapping[str, Any] | None = None) -> type[BaseReward]:
+    """The class of the reward called `name`, which takes `params`.
+
+    Raises:
+        RewardParamError: a param its class does not take (with the nearest).
+        ValueError: an unknown name (with the nearest), or a param is missing.
     """
     if name not in reward_names():
         near = difflib.get_close_matches(name, _REWARDS, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(sorted(_REWARDS))}."
         raise ValueError(f"unknown reward '{name}'; {hint} Your own come from rewards_module.")
     cls = _REWARDS[name]
+    signature = inspect.signature(cls)
+    takes = ", ".join(signature.parameters) or "nothing"
+    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values()):
+        for param in params or {}:
+            if param not in signature.parameters:
+                near = difflib.get_close_matches(param, signature.parameters, n=1, cutoff=0.5)
+                hint = f"did you mean '{near[0]}'? It" if near else "it"
+                raise RewardParamError(
+                    f"reward '{name}' has no param '{param}'; {hint} takes {takes}.", param
+                )
     try:
-        inspect.signature(cls).bind(**(params or {}))
+        signature.bind(**(params or {}))
     except TypeError as error:
-        takes = ", ".join(inspect.signature(cls).parameters) or "nothing"
         raise ValueError(f"params of reward '{name}': {error}; it takes {takes}.") from error
-    reward = cls(**(params or {}))
-    if deadline is not None:
-        reward.deadline = deadline
-    return reward
+    return cls
 
 
 def load_rewards_module(path_or_name: str) -> ModuleType:

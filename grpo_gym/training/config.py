@@ -67,6 +67,9 @@ class GRPOConfig(TrainingArguments):
         None, "Attention of generation and the padded path: sdpa, eager, ..."
     )
 
+    chat_template_kwargs: dict[str, Any] = _option(
+        {}, "More arguments of the model's chat template, such as {enable_thinking: false} for Qwen3."
+    )
     freeze_vision_tower: bool = _option(False, "Vision-language models: leave the vision tower as it is.")
     freeze_multimodal_projector: bool = _option(
         False, "Vision-language models: leave what maps image features to embeddings as it is."
@@ -167,7 +170,8 @@ class GRPOConfig(TrainingArguments):
 
     # Evaluation and logs
     fixed_eval_steps: int | None = _option(
-        None, "Evaluate every this many optimizer steps (eval_strategy='steps' with eval_steps)."
+        None,
+        "Evaluate every this many optimizer steps (eval_strategy='steps' with eval_steps). 0 or null: not.",
     )
     eval_num_problems: int = _option(64, "Held-out problems of an evaluation.")
     eval_num_samples: int = _option(1, "Samples per held-out problem.")

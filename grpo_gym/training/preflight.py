@@ -51,7 +51,9 @@ class Preflight:
         self.model_name = resolve_model(model) if isinstance(model, str) else model.config._name_or_path
         check_hub(args)
         warn_about_biased_ratios(args)
-        self.processing_class, self.renderer = load_renderer(model, processing_class, args.model_init_kwargs)
+        self.processing_class, self.renderer = load_renderer(
+            model, processing_class, args.model_init_kwargs, args.chat_template_kwargs
+        )
         self.tokenizer = self.renderer.tokenizer
         check_chat_template(self.processing_class, self.model_name)
         if args.use_vllm:

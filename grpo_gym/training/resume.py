@@ -41,17 +41,8 @@ def save_rollout_state(trainer: GRPOTrainer, directory: Path) -> None:
 
 
 def load_rollout_state(trainer: GRPOTrainer, checkpoint: str) -> None:
-    """Go on with the next prompt, and with rollouts that still had iterations to come.
-
-    Raises:
-        ValueError: the checkpoint was not written by this trainer.
-    """
-    path = Path(checkpoint) / ROLLOUT_STATE_NAME
-    if not path.is_file():
-        raise ValueError(
-            f"{checkpoint} has no {ROLLOUT_STATE_NAME}: resume from a checkpoint of GRPOTrainer."
-        )
-    state = json.loads(path.read_text())
+    """Go on with the next prompt, and with rollouts that still had iterations to come."""
+    state = json.loads((Path(checkpoint) / ROLLOUT_STATE_NAME).read_text())
     if trainer.rollouts is not None and trainer.rollouts.source is not None:
         trainer.rollouts.source.load_state_dict(state["source"])
     if state["pending"]:
@@ -69,11 +60,15 @@ def choose_checkpoint(choice: str | bool | None, output_dir: str) -> str | None:
         output_dir: the run's folder.
 
     Raises:
-        ValueError: True, and there is none.
+        ValueError: True, and there is none; or a folder that is no checkpoint of this trainer.
     """
     if not choice:
         return None
     if choice is not True and choice != AUTO:
+        if not (Path(choice) / ROLLOUT_STATE_NAME).is_file():
+            raise ValueError(
+                f"resume_from_checkpoint: {choice} has no {ROLLOUT_STATE_NAME}; name a checkpoint-N of GRPOTrainer."
+            )
         return str(choice)
     found = find_last_checkpoint(output_dir)
     if found is None and choice is True:

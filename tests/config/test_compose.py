@@ -1,8 +1,11 @@
 """Files on files, overrides, interpolation."""
 
 import pytest
+from transformers.trainer_callback import TrainerState
 
 from grpo_gym.config import ConfigError, load_experiment
+from grpo_gym.config.build import build_args
+from grpo_gym.evaluation.during_training import wants_final_evaluation
 
 
 def test_bases_merge_in_order_and_the_file_has_the_last_word(write):
@@ -41,6 +44,18 @@ def test_tasks_of_several_bases_make_a_mix(write):
     write("b.yaml", "data: {tasks: {syllogism: {}}}\n")
     tasks = load_experiment(write("x.yaml", "_base_: [a.yaml, b.yaml]\n")).data.tasks
     assert {name: task.weight for name, task in tasks.items()} == {"leg_counting": 2.0, "syllogism": 1.0}
+
+
+def test_only_a_list_leaves_out_tasks_of_a_base(write):
+    write("mix.yaml", "data: {tasks: {leg_counting: {weight: 2}, syllogism: {weight: 3}}}\n")
+    path = write("x.yaml", "_base_: mix.yaml\n")
+
+    def weights(override):
+        return {name: task.weight for name, task in load_experiment(path, [override]).data.tasks.items()}
+
+    assert weights("data.tasks.syllogism=null") == {"leg_counting": 2.0, "syllogism": 1.0}
+    assert weights("data.tasks.syllogism={}") == {"leg_counting": 2.0, "syllogism": 3.0}
+    assert weights("data.tasks=[{name: leg_counting, weight: 2.0}]") == {"leg_counting": 2.0}
 
 
 @pytest.mark.parametrize(
@@ -94,7 +109,18 @@ def test_the_eval_section_sets_what_training_calls_eval(write):
     assert (settings["eval_strategy"], settings["eval_steps"]) == ("steps", 20)
 
 
-def test_a_flat_trl_style_file_loads_as_it_is(write):
+@pytest.mark.parametrize("off", ["null", "0", ""])
+@pytest.mark.parametrize("on_start", [True, False])
+def test_evaluation_is_turned_off_and_the_baseline_stays_if_it_is_asked_for(write, off, on_start):
+    write("base.yaml", "eval: {fixed_eval_steps: 50}\ntraining: {report_to: none, use_cpu: true}\n")
+    path = write("x.yaml", f"_base_: base.yaml\neval: {{on_start: {str(on_start).lower()}}}\n")
+    args = build_args(load_experiment(path, [f"eval.fixed_eval_steps={off}"]))
+    assert (args.eval_strategy, args.do_eval, args.eval_on_start) == ("no", False, on_start)
+    assert wants_final_evaluation(args, TrainerState()) is on_start
+    assert build_args(load_experiment(path)).eval_steps == 50
+
+
+def test_a_flat_trl_style_file_loads(write):
     write("train.jsonl", "")
     text = """
 model_name_or_path: Qwen/Qwen2.5-0.5B-Instruct
@@ -117,6 +143,39 @@ field_mapping:
     assert experiment.training_settings["vllm_mode"] == "colocate"
     assert experiment.data.field_mapping.answer_field == "solution"
     assert experiment.data.datasets[0].path == str(path.parent / "train.jsonl")
+
+
+def test_trls_names_of_the_same_settings(write):
+    write("train.jsonl", "")
+    text = """
+dataset_name: train.jsonl
+dataset_config: main
+dataset_train_split: part
+vllm_max_model_length: 2048
+model: {dtype: bfloat16}
+"""
+    path = write("trl.yaml", text)
+    experiment = load_experiment(path, ["dataset_train_split=all", "dataset_test_split=test"])
+    assert [entry.model_dump() for entry in experiment.data.datasets] == [
+        {"path": str(path.parent / "train.jsonl"), "name": "main", "split": "all", "eval_split": "test"}
+    ]
+    settings = experiment.training_settings
+    assert (settings["torch_dtype"], settings["vllm_max_model_len"]) == ("bfloat16", 2048)
+    assert load_experiment(path, ["dtype=float32"]).training_settings["torch_dtype"] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dtype: auto\ntorch_dtype: auto\n", "x.yaml:2: torch_dtype: is set twice; the other place is"),
+        ("dataset_train_split: train\n", "belong to a dataset_name"),
+        ("dataset_name: a\ndatasets: [{path: b}]\n", "dataset_name and datasets are both set"),
+        ("dataset_name: a\ntasks: leg_counting\n", "tasks and datasets are both set"),
+    ],
+)
+def test_trls_names_beside_ours_are_refused(write, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_experiment(write("x.yaml", text))
 
 
 def test_a_weights_and_configs_file_loads_as_it_is(write):

@@ -3,6 +3,7 @@
 import pytest
 
 from grpo_gym.config import ConfigError, load_experiment
+from grpo_gym.config.build import build_environment
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,23 @@ from grpo_gym.config import ConfigError, load_experiment
         ("data:\n  tasks:\n    leg_counting:\n      config: {max_animal: 3}\n", "did you mean 'max_animals'"),
         ("rewards:\n  - name: correctness\n    wait: 1\n", "x.yaml:3: rewards.0.wait: unknown setting"),
         ("rewards:\n  - weight: 1\n", "x.yaml:2: rewards.0: 'name' is missing"),
+        (
+            "data:\n  tasks:\n    leg_counting: {level: 99}\n",
+            "x.yaml:3: data.tasks.leg_counting: task 'leg_counting' has the levels 0 to ",
+        ),
+        (
+            "data:\n  tasks:\n    chain_sum:\n      level: [0, -1]\n",
+            "x.yaml:3: data.tasks.chain_sum: task 'chain_sum' has the levels 0 to ",
+        ),
+        (
+            "eval:\n  num_sample: 4\n",
+            "x.yaml:2: eval.num_sample: unknown setting; did you mean 'num_samples'?",
+        ),
+        ("eval:\n  temprature: 1\n", "eval.temprature: unknown setting; did you mean 'temperature'?"),
+        ("eval:\n  fixed_eval_stps: 1\n", "did you mean 'fixed_eval_steps'?"),
+        ("logging:\n  stepz: 1\n", "x.yaml:2: logging.stepz: unknown setting; did you mean 'steps'?"),
+        ("logging:\n  raport_to: none\n", "logging.raport_to: unknown setting; did you mean 'report_to'?"),
+        ("model:\n  torch_dtypo: float32\n", "did you mean 'torch_dtype'?"),
         ("data:\n  tasks: leg_counting\n  datasets: [{path: a}]\n", "tasks and datasets are both set"),
         ("training:\n  seed: ${training.sed}\n", "x.yaml:2: training.seed: Interpolation key"),
         ("training: [\n", "x.yaml:2: not valid YAML"),
@@ -36,6 +54,37 @@ from grpo_gym.config import ConfigError, load_experiment
 def test_message(write, text, message):
     with pytest.raises(ConfigError) as caught:
         load_experiment(write("x.yaml", text))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "rewards:\n  - name: corectness\n",
+            "x.yaml:2: rewards.0: unknown reward 'corectness'; did you mean 'correctness'?",
+        ),
+        (
+            "rewards:\n  - {name: correctness}\n  - name: strict_format\n    params:\n      tagz: [a]\n",
+            "x.yaml:5: rewards.1.params.tagz: reward 'strict_format' has no param 'tagz'; did you mean 'tags'?",
+        ),
+        (
+            "data:\n  env_args:\n    cache_sise: 2\n",
+            "x.yaml:3: data.env_args.cache_sise: reasoning_gym_tasks has no such argument; "
+            "did you mean 'cache_size'?",
+        ),
+        (
+            "data:\n  tasks: null\n  environment: calculator-tools\n  env_args: {max_digits: 1}\n",
+            "x.yaml:4: data.env_args: Failed to load environment 'calculator-tools': there are only about",
+        ),
+    ],
+)
+def test_what_shows_when_the_environment_is_built_has_file_and_line_too(write, text, message):
+    write("base.yaml", "data: {tasks: leg_counting}\n")
+    experiment = load_experiment(write("x.yaml", f"{text}_base_: base.yaml\n"))
+    with pytest.raises(ConfigError) as caught:
+        build_environment(experiment)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from grpo_gym.cli import COMMANDS, make_parser, parse
-from grpo_gym.config import load_experiment
+from grpo_gym.config import ConfigError, load_experiment
 from tests.docs.markdown import DOCUMENTS, ROOT, commands, links, name_of
 
 COMMAND_LINES = [
@@ -82,3 +82,18 @@ def inline_settings(name):
 @pytest.mark.parametrize("setting", [*inline_settings("recipes.md"), *inline_settings("troubleshooting.md")])
 def test_settings_in_the_text_exist(setting):
     load_experiment(ROOT / "configs/experiments/tiny_leg_counting.yaml", [setting])
+
+
+def names_refused(document):
+    """The settings of TRL that the document says do not exist here."""
+    table = re.search(
+        r"refused as unknown.*?\n\n(.*?)\n\n", (ROOT / "docs" / document).read_text(), re.DOTALL
+    )
+    cells = [line.split("|")[1] for line in table[1].splitlines()[2:]]
+    return [name for cell in cells for name in re.findall(r"`([a-z0-9_]+[a-z0-9])[`:]", cell)]
+
+
+@pytest.mark.parametrize("name", names_refused("migration.md"))
+def test_names_of_trl_that_are_called_refused_are(name):
+    with pytest.raises(ConfigError, match=f"{name}: unknown setting"):
+        load_experiment(ROOT / "configs/experiments/tiny_leg_counting.yaml", [f"{name}=1"])

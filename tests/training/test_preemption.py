@@ -73,7 +73,9 @@ def test_only_complete_checkpoints_are_resumed_from(tmp_path):
     assert choose_checkpoint(True, str(tmp_path)) == str(tmp_path / "checkpoint-100")
     (tmp_path / "checkpoint-100/rollout_state.json").unlink()  # as after a kill in the middle of saving
     assert choose_checkpoint("auto", str(tmp_path)) == str(tmp_path / "checkpoint-10")
-    assert choose_checkpoint("elsewhere", str(tmp_path)) == "elsewhere"
+    assert choose_checkpoint(str(tmp_path / "checkpoint-9"), "elsewhere") == str(tmp_path / "checkpoint-9")
+    with pytest.raises(ValueError, match=r"checkpoint-100 has no rollout_state.json"):
+        choose_checkpoint(str(tmp_path / "checkpoint-100"), "elsewhere")
     for step in (9, 10):
         shutil.rmtree(tmp_path / f"checkpoint-{step}")
     with pytest.raises(ValueError, match="has no checkpoint"):

@@ -250,6 +250,17 @@ def test_over_long_prompts_are_left_out_and_counted(tmp_path):
     assert state["num_skipped"] > 0
 
 
+def test_the_chat_template_gets_its_arguments(tmp_path):
+    """As Qwen3's `enable_thinking: false`, which begins the answer with an empty thought."""
+    tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL_PATH)
+    tokenizer.chat_template += "{%- if enable_thinking is false -%}{{- '<think></think>' -}}{%- endif -%}"
+    args = config(tmp_path, max_steps=1, chat_template_kwargs={"enable_thinking": False})
+    trainer = GRPOTrainer("tiny", legs_env(), args, processing_class=tokenizer)
+    trainer.train()
+    for group in trainer.last_groups.groups:
+        assert tokenizer.decode(group.rollouts[0].prompt_ids).endswith("<|assistant|><think></think>")
+
+
 def test_evaluate_before_and_after_training_and_train_again_on_the_same_environment(tmp_path):
     env = legs_env()
     trainer = GRPOTrainer("tiny", env, config(tmp_path, max_steps=1))
