@@ -2,9 +2,13 @@
 
 import http.server
 import json
+import shutil
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
+import torch
 
 from grpo_gym.evaluation.config import EvalConfig
 from grpo_gym.evaluation.results import read_results
@@ -184,8 +188,6 @@ def test_a_run_folder_without_a_model_names_its_checkpoint(tmp_path):
 
 
 def test_other_weights_under_the_same_path_are_another_model(tmp_path):
-    import shutil
-
     from safetensors.torch import load_file, save_file
 
     from grpo_gym.models import TINY_MODEL_PATH
@@ -210,6 +212,53 @@ def test_a_key_that_is_refused_while_running_stops_the_evaluation(tmp_path, serv
         run_evaluation(config(tmp_path, model="m", base_url=server.url))
 
 
+@pytest.fixture
+def lora(tmp_path, monkeypatch):
+    """A checkpoint of strong adapters for the embedded model as PEFT saves it; temporary files lie in tmp_path/tmp."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from grpo_gym.models import TINY_MODEL_PATH
+
+    settings = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(TINY_MODEL_PATH), settings)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.2)
+    model.save_pretrained(tmp_path / "lora")
+    AutoTokenizer.from_pretrained(TINY_MODEL_PATH).save_pretrained(tmp_path / "lora")
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    return tmp_path / "lora"
+
+
+def completions(folder):
+    return [sample.completion for problem in read_results(folder).problems for sample in problem.samples]
+
+
+def test_a_lora_checkpoint_answers_as_its_merged_model(tmp_path, lora):
+    from grpo_gym.export.export import export_checkpoint
+
+    run_evaluation(config(tmp_path / "out", model=str(lora)))
+    export_checkpoint(lora, tmp_path / "merged", merge_lora=True)
+    run_evaluation(config(tmp_path / "out_merged", model=str(tmp_path / "merged")))
+    run_evaluation(config(tmp_path / "out_base"))
+    assert completions(tmp_path / "out") == completions(tmp_path / "out_merged")
+    assert completions(tmp_path / "out") != completions(tmp_path / "out_base")
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_lora_checkpoint_without_its_base_model_is_one_line(tmp_path, lora):
+    settings = json.loads((lora / "adapter_config.json").read_text())
+    (lora / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": "./gone"}))
+    with pytest.raises(ValueError, match=r"base model ./gone cannot be loaded") as error:
+        run_evaluation(config(tmp_path / "out", model=str(lora)))
+    assert "\n" not in str(error.value)
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
 class StartedServer:
     """Stands in for `ColocatedServer`; real ones are in tests/end_to_end."""
 
@@ -217,6 +266,8 @@ class StartedServer:
     stopped = 0
 
     def __init__(self, model, **kwargs):
+        type(self).model = model
+        type(self).files = {path.name for path in Path(model).iterdir()}
         self.base_url = type(self).url
 
     def start(self, timeout):
@@ -240,6 +291,13 @@ def test_a_server_of_its_own_gets_token_ids_and_is_stopped(tmp_path, server, sta
     assert all(isinstance(token, int) for token in server.requests[0][0]["prompt"])
     assert "seed" not in server.requests[0][0]
     assert started.stopped == 1
+
+
+def test_a_server_of_its_own_gets_the_merged_model_of_a_lora_checkpoint(tmp_path, lora, started):
+    assert run_evaluation(config(tmp_path / "out", model=str(lora), backend="server")).num_sampled == 8
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= started.files
+    assert "adapter_config.json" not in started.files
+    assert not Path(started.model).exists()
 
 
 def test_its_server_is_stopped_when_the_evaluation_fails(tmp_path, server, started):
