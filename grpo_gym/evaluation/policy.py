@@ -179,11 +179,14 @@ def sampling_params(config: EvalConfig) -> SamplingParams:
     return SamplingParams(config.max_tokens, temperature=config.temperature, top_p=config.top_p)
 
 
-def _renderer(config: EvalConfig, checkpoint: str) -> ChatRenderer:
+def _renderer(config: EvalConfig, checkpoint: str, is_served: bool) -> ChatRenderer:
     from grpo_gym.training.model_loading import load_renderer
+    from grpo_gym.vision.server_chat import check_servable
 
     processing_class, renderer = load_renderer(checkpoint, None, None, config.chat_template_kwargs)
     check_chat_template(processing_class, checkpoint)
+    if is_served:
+        check_servable(processing_class)
     return renderer
 
 
@@ -200,7 +203,7 @@ def _local_policy(config: EvalConfig, checkpoint: str) -> TokenPolicy:
     )
     from grpo_gym.vision.generate import generator_for
 
-    renderer = _renderer(config, checkpoint)
+    renderer = _renderer(config, checkpoint, is_served=False)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     auto_class = auto_model_class(load_config(checkpoint))
     model = auto_class.from_pretrained(checkpoint, dtype=weights_dtype(config)).eval()
@@ -221,7 +224,7 @@ def _server_policy(config: EvalConfig, checkpoint: str) -> Iterator[TokenPolicy]
     from grpo_gym.inference.colocate import ColocatedServer
     from grpo_gym.inference.vllm_client import VLLMSampler
 
-    renderer = _renderer(config, checkpoint)
+    renderer = _renderer(config, checkpoint, is_served=True)
     server = ColocatedServer(
         checkpoint,
         gpu_memory_utilization=config.gpu_memory_utilization,

@@ -2,7 +2,9 @@
 
 import http.server
 import json
+import re
 import shutil
+import subprocess
 import tempfile
 import threading
 from pathlib import Path
@@ -11,8 +13,11 @@ import pytest
 import torch
 
 from grpo_gym.evaluation.config import EvalConfig
+from grpo_gym.evaluation.datasets import load_datasets
 from grpo_gym.evaluation.results import read_results
 from grpo_gym.evaluation.run import EvaluationStopped, run_evaluation
+from grpo_gym.rollouts.scoring import leaf_rubrics
+from tests.docs.markdown import ROOT
 
 LEGS = {"dataset": "leg_counting", "size": 4, "params": {"min_animals": 1, "max_animals": 2}}
 
@@ -212,6 +217,32 @@ def test_a_key_that_is_refused_while_running_stops_the_evaluation(tmp_path, serv
         run_evaluation(config(tmp_path, model="m", base_url=server.url))
 
 
+def test_what_could_not_be_scored_is_kept_until_its_line_is_deleted(tmp_path, monkeypatch):
+    """With the command of docs/evaluation.md."""
+    fails = [True]
+
+    def reward(completion, **kwargs):
+        if fails and fails.pop():
+            raise RuntimeError('a "broken" scorer')
+        return 1.0
+
+    def load(settings):
+        datasets = load_datasets(settings)
+        for rubric in leaf_rubrics(datasets[0].env.rubric):
+            rubric.funcs, rubric.weights = [reward], [1.0]
+        return datasets
+
+    monkeypatch.setattr("grpo_gym.evaluation.run.load_datasets", load)
+    first = run_evaluation(config(tmp_path))
+    assert [failure.split(":")[0] for failure in first.failures] == ["scoring failed"]
+    again = run_evaluation(config(tmp_path))
+    assert (again.num_sampled, len(again.failures)) == (0, 1)
+    command = re.search(r"^sed -i .*$", (ROOT / "docs/evaluation.md").read_text(), re.MULTILINE)[0]
+    subprocess.run(command.replace("OUTPUT_DIR", str(tmp_path)), shell=True, check=True)
+    mended = run_evaluation(config(tmp_path))
+    assert (mended.num_sampled, mended.num_reused, mended.failures) == (1, 7, [])
+
+
 @pytest.fixture
 def lora(tmp_path, monkeypatch):
     """A checkpoint of strong adapters for the embedded model as PEFT saves it; temporary files lie in tmp_path/tmp."""
@@ -298,6 +329,16 @@ def test_a_server_of_its_own_gets_the_merged_model_of_a_lora_checkpoint(tmp_path
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= started.files
     assert "adapter_config.json" not in started.files
     assert not Path(started.model).exists()
+
+
+def test_what_vllm_cannot_serve_is_refused_before_a_server_starts(tmp_path, started, monkeypatch):
+    def refuse(processor):
+        raise ValueError("vLLM cannot serve pictures in one piece")
+
+    monkeypatch.setattr("grpo_gym.vision.server_chat.check_servable", refuse)
+    with pytest.raises(ValueError, match="cannot serve pictures"):
+        run_evaluation(config(tmp_path, backend="server"))
+    assert not hasattr(started, "model")
 
 
 def test_its_server_is_stopped_when_the_evaluation_fails(tmp_path, server, started):
