@@ -148,6 +148,7 @@ PLACES = {
     "training.max_tokens_per_micro_batch": lambda run: (
         run.trainer.policy_loss.args.max_tokens_per_micro_batch
     ),
+    "training.logprob_chunk_size": lambda run: run.trainer.policy_loss.args.logprob_chunk_size,
     "training.use_vllm": lambda run: run.server is not None,
     "training.vllm_mode": lambda run: "colocate" if isinstance(run.server, FakeServer) else None,
     "training.vllm_gpu_memory_utilization": lambda run: float(run.server.flag("--gpu-memory-utilization")),
