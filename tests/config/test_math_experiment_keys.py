@@ -127,6 +127,9 @@ PLACES = {
     "training.per_device_train_batch_size": lambda run: (
         run.source.settings.prompts_per_step * run.source.settings.num_generations
     ),
+    "training.gradient_accumulation_steps": lambda run: (
+        run.written.completions_per_step // run.written.per_device_train_batch_size
+    ),
     "training.num_generations": lambda run: run.source.settings.num_generations,
     "training.max_prompt_length": lambda run: run.trainer.preflight.max_prompt_len,
     "training.max_completion_length": lambda run: run.source.settings.params.max_tokens,
