@@ -15,8 +15,9 @@ examples:
   grpo-gym compare RUN/eval_results/eval_step_0.json RUN/eval_results/eval_step_60.json
   grpo-gym compare A.json B.json --json
 
-A and B: a folder of `grpo-gym eval`, its results.json, or an eval_step_N.json of a training. The interval and p
-are of a paired bootstrap over problems. p is not corrected for looking at many tasks.
+A and B: a folder of `grpo-gym eval`, its results.json, or an eval_step_N.json of a training. The interval
+is of a paired bootstrap over problems, p of a paired sign-flip test. A dash (--json: null): too few problems to tell.
+p is not corrected for looking at many tasks.
 """
 
 

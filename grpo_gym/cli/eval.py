@@ -20,7 +20,7 @@ examples:
   grpo-gym eval --config configs/eval/reasoning_gym.yaml model=NAME base_url=https://HOST/v1 api_key_var=API_KEY
 
 Run again after it was stopped, it goes on where it was. Exit code: 0 done; 1 completions failed (run it again
-for those), 2 nothing was started.
+for those that were not answered), 2 nothing was started.
 """
 
 

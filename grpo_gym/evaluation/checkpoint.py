@@ -80,13 +80,22 @@ def model_fingerprint(config: EvalConfig) -> str:
     if not folder.is_dir():
         return str(folder)
     digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+    for path in _weight_files(folder):
         digest.update(f"{path.name} {path.stat().st_size}".encode())
         with path.open("rb") as file:
             digest.update(file.read(_SAMPLE_BYTES))
             file.seek(max(0, path.stat().st_size - _SAMPLE_BYTES))
             digest.update(file.read())
     return f"weights {digest.hexdigest()[:16]}"
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Files of whole weights or adapters, and those of sharded adapters where they are the only ones."""
+    found = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    if (folder / "adapter_config.json").is_file() and not any(folder.glob("adapter_model.*")):
+        found += folder.glob("pytorch_model_fsdp_0/*.distcp")
+        found += folder.glob("global_step*/*_optim_states.pt")
+    return sorted(found)
 
 
 def api_key(config: EvalConfig) -> str | None:

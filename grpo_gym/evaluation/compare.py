@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from grpo_gym.evaluation.results import Problem, ResultsFile
-from grpo_gym.evaluation.statistics import Difference, paired_bootstrap
+from grpo_gym.evaluation.statistics import Difference, paired_difference
 
 Key = tuple[str, int]
 
@@ -48,7 +48,7 @@ def compare_results(a: ResultsFile, b: ResultsFile) -> ComparedResults:
 def compare_problems(
     a: Sequence[Problem], b: Sequence[Problem], name_a: str = "A", name_b: str = "B"
 ) -> ComparedResults:
-    """A paired bootstrap over the problems that both have.
+    """Paired differences over the problems that both have.
 
     Raises:
         ValueError: no problem is shared, or one of them reads differently in A and B.
@@ -104,10 +104,10 @@ def _compare(name: str, pairs: Sequence[tuple[Problem, Problem]]) -> Comparison:
         num_problems=len(pairs),
         accuracy_a=_mean([x for x, _ in accuracy]),
         accuracy_b=_mean([y for _, y in accuracy]),
-        accuracy=paired_bootstrap([y - x for x, y in accuracy]),
+        accuracy=paired_difference([y - x for x, y in accuracy]),
         reward_a=_mean([x for x, _ in reward]),
         reward_b=_mean([y for _, y in reward]),
-        reward=paired_bootstrap([y - x for x, y in reward]),
+        reward=paired_difference([y - x for x, y in reward]),
     )
 
 

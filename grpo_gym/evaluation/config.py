@@ -90,7 +90,9 @@ class EvalConfig(Section):
         default=None, description="None: outputs/eval/<name of the file>/<name of the model>."
     )
     max_concurrent: int = Field(default=64, ge=1, description="Completions in flight.")
-    max_retries: int = Field(default=2, ge=0, description="How often a failed completion is tried again.")
+    max_retries: int = Field(
+        default=2, ge=0, description="How often a completion that was not answered is tried again."
+    )
 
     @field_validator("categories", mode="before")
     @classmethod

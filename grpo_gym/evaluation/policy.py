@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import verifiers as vf
 from openai import AuthenticationError, PermissionDeniedError
 
-from grpo_gym.evaluation.checkpoint import local_checkpoint
+from grpo_gym.evaluation.checkpoint import model_label
 from grpo_gym.evaluation.config import EvalConfig
 from grpo_gym.evaluation.results import Sample, format_score, sample_from_rollout
 from grpo_gym.inference.sampler import Sampler, SamplingParams
@@ -51,11 +51,15 @@ def open_policy(config: EvalConfig) -> Iterator[Policy]:
     """
     if config.resolved_backend == "openai":
         yield OpenAIPolicy(config)
-    elif config.resolved_backend == "server":
-        with _server_policy(config) as policy:
-            yield policy
-    else:
-        yield _local_policy(config)
+        return
+    from grpo_gym.evaluation.whole_model import whole_model
+
+    with whole_model(config) as checkpoint:
+        if config.resolved_backend == "server":
+            with _server_policy(config, checkpoint) as policy:
+                yield policy
+        else:
+            yield _local_policy(config, checkpoint)
 
 
 class TokenPolicy:
@@ -175,17 +179,21 @@ def sampling_params(config: EvalConfig) -> SamplingParams:
     return SamplingParams(config.max_tokens, temperature=config.temperature, top_p=config.top_p)
 
 
-def _renderer(config: EvalConfig, checkpoint: str) -> ChatRenderer:
+def _renderer(config: EvalConfig, checkpoint: str, is_served: bool) -> ChatRenderer:
     from grpo_gym.training.model_loading import load_renderer
+    from grpo_gym.vision.server_chat import check_servable
 
     processing_class, renderer = load_renderer(checkpoint, None, None, config.chat_template_kwargs)
     check_chat_template(processing_class, checkpoint)
+    if is_served:
+        check_servable(processing_class)
     return renderer
 
 
-def _local_policy(config: EvalConfig) -> TokenPolicy:
+def _local_policy(config: EvalConfig, checkpoint: str) -> TokenPolicy:
     import torch
 
+    from grpo_gym.evaluation.whole_model import weights_dtype
     from grpo_gym.inference.local_sampler import LocalSampler
     from grpo_gym.training.model_loading import (
         auto_model_class,
@@ -195,12 +203,10 @@ def _local_policy(config: EvalConfig) -> TokenPolicy:
     )
     from grpo_gym.vision.generate import generator_for
 
-    checkpoint = local_checkpoint(config)
-    renderer = _renderer(config, checkpoint)
+    renderer = _renderer(config, checkpoint, is_served=False)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = config.dtype or ("bfloat16" if device == "cuda" else "float32")
     auto_class = auto_model_class(load_config(checkpoint))
-    model = auto_class.from_pretrained(checkpoint, dtype=dtype).eval()
+    model = auto_class.from_pretrained(checkpoint, dtype=weights_dtype(config)).eval()
     model.to(device)
     sampler = LocalSampler(
         lambda: model,
@@ -214,12 +220,11 @@ def _local_policy(config: EvalConfig) -> TokenPolicy:
 
 
 @contextlib.contextmanager
-def _server_policy(config: EvalConfig) -> Iterator[TokenPolicy]:
+def _server_policy(config: EvalConfig, checkpoint: str) -> Iterator[TokenPolicy]:
     from grpo_gym.inference.colocate import ColocatedServer
     from grpo_gym.inference.vllm_client import VLLMSampler
 
-    checkpoint = local_checkpoint(config)
-    renderer = _renderer(config, checkpoint)
+    renderer = _renderer(config, checkpoint, is_served=True)
     server = ColocatedServer(
         checkpoint,
         gpu_memory_utilization=config.gpu_memory_utilization,
@@ -231,7 +236,7 @@ def _server_policy(config: EvalConfig) -> Iterator[TokenPolicy]:
             server.start(timeout=config.server_timeout)
         except (RuntimeError, TimeoutError) as error:
             reason = str(error).replace("vllm_server_timeout", "server_timeout")
-            raise EvaluationStopped(f"model {checkpoint}: {reason}") from error
+            raise EvaluationStopped(f"model {model_label(config)}: {reason}") from error
         sampler = VLLMSampler([server.base_url], model=checkpoint, request_timeout=config.request_timeout)
         yield TokenPolicy(sampler, renderer, sampling_params(config), seeded=False)
     finally:

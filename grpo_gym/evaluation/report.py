@@ -8,13 +8,15 @@ from typing import Any
 
 from grpo_gym.evaluation.compare import ComparedResults, Comparison
 from grpo_gym.evaluation.config import EvalConfig
+from grpo_gym.evaluation.statistics import MIN_PROBLEMS, Difference
 from grpo_gym.evaluation.summary import Summary
 
 REPORT_FILE = "report.md"
 PICTURE_FILE = "accuracy.png"
 _INTERVALS = (
     "Intervals are 95%. Accuracy and format: Wilson's interval with the effective number of samples, since the "
-    "repeats of one problem are not independent. Reward and pass@k: bootstrapped over problems. Accuracy counts "
+    "repeats of one problem are not independent. Reward and pass@k: bootstrapped over problems, or, where all are "
+    "equal, how far a kind of problem not seen could move them. Accuracy counts "
     "samples whose score reaches the environment's pass threshold; failed completions are left out of every rate."
 )
 
@@ -128,23 +130,36 @@ def _decorate(axes: Any, model: str, summary: Summary, names: Sequence[str]) -> 
 
 
 def comparison_table(compared: ComparedResults) -> str:
-    """B against A as Markdown: by task, then in all."""
+    """B against A as Markdown: by task, then in all; a dash is explained below."""
     names = ["", "problems", "accuracy A", "accuracy B", "B - A", "95% interval", "p", "reward B - A", "p"]
     rows = compared.by_task if len(compared.by_task) > 1 else []
     body = [_line(_comparison_cells(row)) for row in [*rows, compared.total]]
-    return "\n".join([_line(names), _line(["---"] + ["---:"] * (len(names) - 1)), *body])
+    shown = [each for row in [*rows, compared.total] for each in (row.accuracy, row.reward)]
+    note = f"\n\n-: too few problems to tell: fewer than {MIN_PROBLEMS}, or fewer that differ."
+    table = "\n".join([_line(names), _line(["---"] + ["---:"] * (len(names) - 1)), *body])
+    return table + (note if any(None in (each.low, each.p) for each in shown) else "")
 
 
 def _comparison_cells(row: Comparison) -> list[str]:
-    accuracy, reward = row.accuracy, row.reward
     return [
         row.name,
         str(row.num_problems),
         f"{row.accuracy_a:.1%}",
         f"{row.accuracy_b:.1%}",
-        f"{100 * accuracy.mean:+.1f} points",
-        f"{100 * accuracy.low:+.1f} to {100 * accuracy.high:+.1f}",
-        f"{accuracy.p:.4f}",
-        f"{reward.mean:+.3f} ({reward.low:+.3f} to {reward.high:+.3f})",
-        f"{reward.p:.4f}",
+        f"{100 * row.accuracy.mean:+.1f} points",
+        _range(row.accuracy, 100, 1),
+        _p(row.accuracy),
+        f"{row.reward.mean:+.3f} ({_range(row.reward, 1, 3)})",
+        _p(row.reward),
     ]
+
+
+def _range(difference: Difference, scale: float, digits: int) -> str:
+    """`+5.0 to +7.5`, or a dash where there were too few problems."""
+    if difference.low is None or difference.high is None:
+        return "-"
+    return f"{scale * difference.low:+.{digits}f} to {scale * difference.high:+.{digits}f}"
+
+
+def _p(difference: Difference) -> str:
+    return "-" if difference.p is None else f"{difference.p:.4f}"

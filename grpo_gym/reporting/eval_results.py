@@ -114,7 +114,8 @@ def read_gain(output_dir: Path, evaluations: list[Evaluation]) -> tuple[float, f
         gain = content.get("gain")
         if gain is None or [content["baseline"]["step"], content["final"]["step"]] != _ends(evaluations):
             return None
-        return gain["accuracy"]["low"], gain["accuracy"]["high"]
+        low, high = gain["accuracy"]["low"], gain["accuracy"]["high"]
+        return None if low is None or high is None else (low, high)  # too few problems for an interval
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is not what a training writes ({error!r}); move it out of the folder."

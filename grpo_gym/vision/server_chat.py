@@ -30,7 +30,8 @@ def check_servable(processor: Any) -> None:
         raise ValueError(
             "vLLM cannot serve pictures in one piece, as this model's processor makes them: set do_image_splitting "
             "to true in the model's processor_config.json or preprocessor_config.json, with a size whose longest_edge "
-            "is larger than that of max_image_size, or sample in process (use_vllm=False)."
+            "is larger than that of max_image_size, or sample in process (use_vllm=False; in an evaluation, "
+            "backend=local)."
         )
 
 

@@ -23,7 +23,18 @@ def a(tmp_path):
 def test_it_prints_difference_interval_and_p(tmp_path, a, capsys):
     assert main(["compare", a, results(tmp_path / "b.json", [[1, 1]] * 10)]) == 0
     out = capsys.readouterr().out
-    assert "| all | 10 | 20.0% | 100.0% | +80.0 points | +50.0 to +100.0 |" in out
+    assert "| all | 10 | 20.0% | 100.0% | +80.0 points | +50.0 to +100.0 | 0.0078 |" in out
+    assert "too few" not in out
+
+
+def test_too_few_problems_are_a_dash(tmp_path, a, capsys):
+    b = results(tmp_path / "b.json", [[1, 1]] * 3)
+    assert main(["compare", a, b]) == 0
+    out = capsys.readouterr().out
+    assert "| all | 3 | 0.0% | 100.0% | +100.0 points | - | - | +1.000 (-) | - |" in out
+    assert "-: too few problems" in out
+    assert main(["compare", a, b, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["total"]["accuracy"]["p"] is None
 
 
 def test_json(tmp_path, a, capsys):

@@ -127,6 +127,9 @@ PLACES = {
     "training.per_device_train_batch_size": lambda run: (
         run.source.settings.prompts_per_step * run.source.settings.num_generations
     ),
+    "training.gradient_accumulation_steps": lambda run: (
+        run.written.completions_per_step // run.written.per_device_train_batch_size
+    ),
     "training.num_generations": lambda run: run.source.settings.num_generations,
     "training.max_prompt_length": lambda run: run.trainer.preflight.max_prompt_len,
     "training.max_completion_length": lambda run: run.source.settings.params.max_tokens,
@@ -148,6 +151,7 @@ PLACES = {
     "training.max_tokens_per_micro_batch": lambda run: (
         run.trainer.policy_loss.args.max_tokens_per_micro_batch
     ),
+    "training.logprob_chunk_size": lambda run: run.trainer.policy_loss.args.logprob_chunk_size,
     "training.use_vllm": lambda run: run.server is not None,
     "training.vllm_mode": lambda run: "colocate" if isinstance(run.server, FakeServer) else None,
     "training.vllm_gpu_memory_utilization": lambda run: float(run.server.flag("--gpu-memory-utilization")),

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from datasets import Dataset
 from math_reasoning import sources
 
@@ -49,11 +50,45 @@ def test_experiments_make_valid_settings(name):
     build_environment(experiment)
 
 
-@pytest.mark.parametrize("model", names("models"))
-def test_models_go_with_the_base(write, model):
+# Prompts per step and completions per prompt.
+MODELS = {
+    "tiny": (8, 16),
+    "smollm2-135m": (8, 8),
+    "qwen2.5-0.5b-instruct": (8, 16),
+    "qwen3-0.6b": (8, 8),
+    "qwen2.5-1.5b-instruct": (8, 16),
+    "qwen3-1.7b": (8, 8),
+    "llama-3.2-1b": (8, 16),
+    "gemma-3-1b": (8, 16),
+    "llama-3.2-3b": (8, 16),
+    "qwen2.5-3b-instruct": (16, 16),
+    "qwen2.5-7b-instruct": (16, 16),
+    "qwen3-4b": (16, 8),
+    "qwen3-8b": (16, 8),
+}
+TASKS = {
+    "algebra", "algorithmic", "arc", "arithmetic", "calculator", "chain_sum_syllogism", "code",
+    "cognition", "countdown", "games", "geometry", "graphs", "induction", "leg_counting", "logic",
+    "math", "math_builtin", "math_gsm8k", "math_tiny", "probability", "sudoku", "visual_chain_sum",
+    "visual_colour", "visual_count",
+}  # fmt: skip
+
+
+def test_no_model_and_no_task_is_lost():
+    """Written out, so that deleting a file fails; a new one needs a line here."""
+    assert set(names("models")) == set(MODELS)
+    assert set(names("tasks")) == TASKS
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_models_go_with_the_base_and_bring_their_batch(write, model):
+    settings = {"per_device_train_batch_size", "gradient_accumulation_steps", "num_generations"}
+    settings |= {"learning_rate", "max_tokens_per_micro_batch"}
+    own = yaml.safe_load((CONFIGS / "models" / f"{model}.yaml").read_text())["training"]
+    assert settings <= own.keys()
     text = f"_base_: [{CONFIGS}/base.yaml, {CONFIGS}/models/{model}.yaml]\n"
-    args = build_args(load_experiment(write("x.yaml", text)))
-    assert args.batch_plan.prompts_per_step == 8
+    plan = build_args(load_experiment(write("x.yaml", text))).batch_plan
+    assert (plan.prompts_per_step, plan.num_generations) == MODELS[model]
 
 
 @pytest.mark.parametrize("task", names("tasks"))

@@ -17,10 +17,15 @@ def name_of(document):
     return str(document.relative_to(ROOT))
 
 
+def blocks(document, language):
+    """The document's blocks of a language, without those below `<!-- fragment -->`."""
+    pattern = rf"(<!-- fragment -->\n+)?```{language}\n(.*?)```"
+    return [block for mark, block in re.findall(pattern, document.read_text(), re.DOTALL) if not mark]
+
+
 def shell_lines(document):
     """The lines of the document's bash blocks, continued ones joined."""
-    blocks = re.findall(r"```bash\n(.*?)```", document.read_text(), re.DOTALL)
-    text = "\n".join(blocks).replace("\\\n", " ")
+    text = "\n".join(blocks(document, "bash")).replace("\\\n", " ")
     return [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
 
 

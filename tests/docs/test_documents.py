@@ -6,10 +6,16 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from grpo_gym.cli import COMMANDS, make_parser, parse
 from grpo_gym.config import ConfigError, load_experiment
-from tests.docs.markdown import DOCUMENTS, ROOT, commands, links, name_of
+from grpo_gym.config.build import build_args, build_environment
+from grpo_gym.evaluation.config import load_evaluation
+from grpo_gym.rewards import create_reward, registry
+from grpo_gym.rewards.registry import reward_names
+from grpo_gym.rollouts.scoring import leaf_rubrics
+from tests.docs.markdown import DOCUMENTS, ROOT, blocks, commands, links, name_of
 
 COMMAND_LINES = [
     pytest.param(words, id=f"{name_of(document)}: {' '.join(words)}"[:100])
@@ -40,14 +46,67 @@ def test_commands_are_understood(words):
     parse(words)
 
 
-@pytest.mark.parametrize("words", [p for p in COMMAND_LINES if p.values[0][:1] == ["train"]])
-def test_experiments_and_overrides_are_accepted(words, monkeypatch):
+def made_by_the_lines(document):
+    """What the `train` lines of a document leave: the resolved experiment of each output_dir."""
+    lines = [words for words in commands(document, "grpo-gym") if words[0] == "train"]
+    folders = [word.split("=", 1)[1] for words in lines for word in words if word.startswith("output_dir=")]
+    return {f"{folder}/config.yaml" for folder in folders}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_experiments_and_overrides_are_accepted(document, monkeypatch):
     monkeypatch.chdir(ROOT)
     from grpo_gym.cli.train import experiment_file
 
-    path, overrides = experiment_file(parse(words))
-    if (ROOT / path).exists():
-        load_experiment(path, overrides)
+    for words in [words for words in commands(document, "grpo-gym") if words[0] == "train"]:
+        path, overrides = experiment_file(parse(words))
+        if str(path) not in made_by_the_lines(document):
+            load_experiment(path, overrides)
+
+
+@pytest.fixture
+def beside_the_configs(tmp_path):
+    """Folders in which `_base_: configs/base.yaml`, `../base.yaml` and `reasoning_gym.yaml` are files."""
+    folder = tmp_path / "experiments"
+    folder.mkdir()
+    for path in (*(ROOT / "configs").iterdir(), *(ROOT / "configs/eval").iterdir(), ROOT / "configs"):
+        for place in (folder, tmp_path):
+            if not (place / path.name).exists():
+                (place / path.name).symlink_to(path)
+    return folder
+
+
+@pytest.mark.parametrize(("document", "number", "block"), [
+    pytest.param(document, number, block, id=f"{name_of(document)}-{number}")
+    for document in DOCUMENTS
+    for number, block in enumerate(blocks(document, "yaml"))
+])  # fmt: skip
+def test_files_that_are_shown_load(document, number, block, beside_the_configs):
+    """Experiments with their settings, and evaluations; `<!-- fragment -->` above a block exempts it."""
+    path = beside_the_configs / f"shown_{number}.yaml"
+    path.write_text(block)
+    if "categories" in yaml.safe_load(block):
+        load_evaluation(path)
+    else:
+        build_args(load_experiment(path))
+
+
+def test_the_reward_that_is_shown_counts(beside_the_configs, monkeypatch):
+    """docs/configuration.md: the module, and the experiment that names it."""
+    document = ROOT / "docs/configuration.md"
+    module = next(block for block in blocks(document, "python") if "# my_rewards.py" in block)
+    (beside_the_configs / "my_rewards.py").write_text(module)
+    rewards = next(block for block in blocks(document, "yaml") if "my_rewards.py" in block)
+    path = beside_the_configs / "x.yaml"
+    path.write_text(f"data: {{tasks: {{leg_counting: {{}}}}}}\n{rewards}")
+    assert "brevity" not in reward_names()  # which also loads those that are built in
+    monkeypatch.setattr(registry, "_REWARDS", dict(registry._REWARDS))
+    monkeypatch.setattr(registry, "_loaded_modules", [])
+    env = build_environment(load_experiment(path))
+    names = [func.__name__ for rubric in leaf_rubrics(env.rubric) for func in rubric.funcs]
+    assert {"correctness", "strict_format", "brevity"} <= set(names)
+    brevity = create_reward("brevity", deadline=2.0)
+    assert [brevity.compute("", "x" * length, "", {}) for length in (0, 100, 300)] == [1.0, 0.5, 0.0]
 
 
 def test_every_command_is_described_with_an_example():

@@ -1,4 +1,6 @@
-"""Every command of docs/command_line.md, run as printed, in order, from a folder of one's own."""
+"""Every command of docs/command_line.md, run as printed, in order, from a folder of one's own.
+
+Then those of docs/configuration.md, and the reports of docs/report.md on the run that is there."""
 
 import json
 import re
@@ -7,7 +9,11 @@ import pytest
 
 from tests.docs.markdown import ROOT, run_line, shell_lines
 
-LINES = shell_lines(ROOT / "docs/command_line.md")
+LINES = [
+    *shell_lines(ROOT / "docs/command_line.md"),
+    *(line for line in shell_lines(ROOT / "docs/configuration.md") if line.startswith("grpo-gym")),
+    *(line for line in shell_lines(ROOT / "docs/report.md") if "report outputs/tiny_leg_counting" in line),
+]
 
 
 @pytest.fixture(scope="module")
@@ -15,6 +21,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("user")
     (folder / "configs").symlink_to(ROOT / "configs")
     (folder / "outputs").mkdir()
+    (folder / "outputs/tiny_leg_counting").symlink_to("legs")  # the name of the run in docs/report.md
     return folder
 
 
@@ -33,6 +40,7 @@ def test_what_the_commands_leave(folder):
         "legs/eval_results/eval_step_4.json",
         "legs/eval_results/eval_step_6.json",
         "legs/report.html",
+        "../legs.html",
         "eval_before/results.json",
         "eval_after/results.json",
         "legs-bf16/config.json",

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -10,10 +11,14 @@ import pytest
 import reasoning_gym_tasks
 
 from grpo_gym import GRPOConfig, GRPOTrainer
+from grpo_gym.evaluation.during_training import flat_metrics
 from grpo_gym.evaluation.results import problem_id, read_results
 from grpo_gym.evaluation.stable_rows import held_out_rows
+from grpo_gym.evaluation.summary import summarize_all
 from grpo_gym.rollouts.source import spread_by_task
 from grpo_gym.rollouts.types import Rollout, RolloutGroup
+from tests.docs.markdown import ROOT
+from tests.evaluation.helpers import problem
 
 ANIMALS = {"min_animals": 1, "max_animals": 3, "min_instances": 1, "max_instances": 5}
 MIX = [{"name": "leg_counting", "config": ANIMALS}, "chain_sum"]
@@ -73,10 +78,10 @@ def test_every_problem_completion_and_score_is_kept_the_same_problems_each_time(
         == [p.id for p in files[1].problems]
         == [p.id for p in files[2].problems]
     )
-    for problem in files[0].problems:
-        assert problem.id == problem_id(problem.prompt, problem.answer)
-        assert len(problem.samples) == 4
-        assert all(0 <= s.score <= 1 and s.num_tokens > 0 for s in problem.samples)
+    for one in files[0].problems:
+        assert one.id == problem_id(one.prompt, one.answer)
+        assert len(one.samples) == 4
+        assert all(0 <= s.score <= 1 and s.num_tokens > 0 for s in one.samples)
     assert any(sample.completion for sample in files[0].problems[0].samples)
     assert files[1].about["step"] == 2
     assert files[1].about["sampling"]["temperature"] == 1.0
@@ -87,6 +92,18 @@ def test_the_log_has_pass_at_k_and_intervals_by_task(run):
     assert {"eval_pass@2", "eval_pass@4", "eval_pass@4/leg_counting", "eval_accuracy/chain_sum"} <= set(first)
     assert first["eval_accuracy_low"] <= first["eval_accuracy"] <= first["eval_accuracy_high"]
     assert first["eval_accuracy"] <= first["eval_pass@2"] <= first["eval_pass@4"]
+
+
+def test_every_rate_of_an_evaluation_is_explained():
+    """docs/metrics.md, with what only some environments have: a format reward, several tasks."""
+    made = [problem(number, [1, 0], task) for number, task in enumerate(["sums", "maze"])]
+    for each in (sample for one in made for sample in one.samples):
+        each.format = 1.0
+    logged = {f"eval_{name}" for name in flat_metrics(summarize_all(made))}
+    assert {"eval_format_rate", "eval_accuracy/maze", "eval_pass@2"} <= logged
+    explained = re.findall(r"`(eval_[\w/@<>]+)`", (ROOT / "docs/metrics.md").read_text())
+    patterns = [re.sub(r"<\w+>", r"[\\w@]+", name) for name in explained]
+    assert not {name for name in logged if not any(re.fullmatch(p, name) for p in patterns)}
 
 
 def test_train_results_hold_the_trainers_metrics_baseline_final_and_gain(run):

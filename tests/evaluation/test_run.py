@@ -2,14 +2,23 @@
 
 import http.server
 import json
+import re
+import shutil
+import subprocess
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
+import torch
 
 from grpo_gym.evaluation.config import EvalConfig
+from grpo_gym.evaluation.datasets import load_datasets
 from grpo_gym.evaluation.results import read_results
 from grpo_gym.evaluation.run import EvaluationStopped, run_evaluation
 from grpo_gym.rewards.scoring import shared_pool
+from grpo_gym.rollouts.scoring import leaf_rubrics
+from tests.docs.markdown import ROOT
 
 LEGS = {"dataset": "leg_counting", "size": 4, "params": {"min_animals": 1, "max_animals": 2}}
 
@@ -192,8 +201,6 @@ def test_a_run_folder_without_a_model_names_its_checkpoint(tmp_path):
 
 
 def test_other_weights_under_the_same_path_are_another_model(tmp_path):
-    import shutil
-
     from safetensors.torch import load_file, save_file
 
     from grpo_gym.models import TINY_MODEL_PATH
@@ -218,6 +225,79 @@ def test_a_key_that_is_refused_while_running_stops_the_evaluation(tmp_path, serv
         run_evaluation(config(tmp_path, model="m", base_url=server.url))
 
 
+def test_what_could_not_be_scored_is_kept_until_its_line_is_deleted(tmp_path, monkeypatch):
+    """With the command of docs/evaluation.md."""
+    fails = [True]
+
+    def reward(completion, **kwargs):
+        if fails and fails.pop():
+            raise RuntimeError('a "broken" scorer')
+        return 1.0
+
+    def load(settings):
+        datasets = load_datasets(settings)
+        for rubric in leaf_rubrics(datasets[0].env.rubric):
+            rubric.funcs, rubric.weights = [reward], [1.0]
+        return datasets
+
+    monkeypatch.setattr("grpo_gym.evaluation.run.load_datasets", load)
+    first = run_evaluation(config(tmp_path))
+    assert [failure.split(":")[0] for failure in first.failures] == ["scoring failed"]
+    again = run_evaluation(config(tmp_path))
+    assert (again.num_sampled, len(again.failures)) == (0, 1)
+    command = re.search(r"^sed -i .*$", (ROOT / "docs/evaluation.md").read_text(), re.MULTILINE)[0]
+    subprocess.run(command.replace("OUTPUT_DIR", str(tmp_path)), shell=True, check=True)
+    mended = run_evaluation(config(tmp_path))
+    assert (mended.num_sampled, mended.num_reused, mended.failures) == (1, 7, [])
+
+
+@pytest.fixture
+def lora(tmp_path, monkeypatch):
+    """A checkpoint of strong adapters for the embedded model as PEFT saves it; temporary files lie in tmp_path/tmp."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from grpo_gym.models import TINY_MODEL_PATH
+
+    settings = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(TINY_MODEL_PATH), settings)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.2)
+    model.save_pretrained(tmp_path / "lora")
+    AutoTokenizer.from_pretrained(TINY_MODEL_PATH).save_pretrained(tmp_path / "lora")
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    return tmp_path / "lora"
+
+
+def completions(folder):
+    return [sample.completion for problem in read_results(folder).problems for sample in problem.samples]
+
+
+def test_a_lora_checkpoint_answers_as_its_merged_model(tmp_path, lora):
+    from grpo_gym.export.export import export_checkpoint
+
+    run_evaluation(config(tmp_path / "out", model=str(lora)))
+    export_checkpoint(lora, tmp_path / "merged", merge_lora=True)
+    run_evaluation(config(tmp_path / "out_merged", model=str(tmp_path / "merged")))
+    run_evaluation(config(tmp_path / "out_base"))
+    assert completions(tmp_path / "out") == completions(tmp_path / "out_merged")
+    assert completions(tmp_path / "out") != completions(tmp_path / "out_base")
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_lora_checkpoint_without_its_base_model_is_one_line(tmp_path, lora):
+    settings = json.loads((lora / "adapter_config.json").read_text())
+    (lora / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": "./gone"}))
+    with pytest.raises(ValueError, match=r"base model ./gone cannot be loaded") as error:
+        run_evaluation(config(tmp_path / "out", model=str(lora)))
+    assert "\n" not in str(error.value)
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
 class StartedServer:
     """Stands in for `ColocatedServer`; real ones are in tests/end_to_end."""
 
@@ -225,6 +305,8 @@ class StartedServer:
     stopped = 0
 
     def __init__(self, model, **kwargs):
+        type(self).model = model
+        type(self).files = {path.name for path in Path(model).iterdir()}
         self.base_url = type(self).url
 
     def start(self, timeout):
@@ -248,6 +330,23 @@ def test_a_server_of_its_own_gets_token_ids_and_is_stopped(tmp_path, server, sta
     assert all(isinstance(token, int) for token in server.requests[0][0]["prompt"])
     assert "seed" not in server.requests[0][0]
     assert started.stopped == 1
+
+
+def test_a_server_of_its_own_gets_the_merged_model_of_a_lora_checkpoint(tmp_path, lora, started):
+    assert run_evaluation(config(tmp_path / "out", model=str(lora), backend="server")).num_sampled == 8
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= started.files
+    assert "adapter_config.json" not in started.files
+    assert not Path(started.model).exists()
+
+
+def test_what_vllm_cannot_serve_is_refused_before_a_server_starts(tmp_path, started, monkeypatch):
+    def refuse(processor):
+        raise ValueError("vLLM cannot serve pictures in one piece")
+
+    monkeypatch.setattr("grpo_gym.vision.server_chat.check_servable", refuse)
+    with pytest.raises(ValueError, match="cannot serve pictures"):
+        run_evaluation(config(tmp_path, backend="server"))
+    assert not hasattr(started, "model")
 
 
 def test_its_server_is_stopped_when_the_evaluation_fails(tmp_path, server, started):

@@ -6,7 +6,7 @@ import pytest
 
 from grpo_gym.evaluation.statistics import (
     mean_interval,
-    paired_bootstrap,
+    paired_difference,
     pass_at_k,
     powers_of_two,
     share_interval,
@@ -91,22 +91,99 @@ def test_mean_interval_contains_the_mean_and_repeats():
     assert mean_interval([0.5, 2.0, 1.0], [1, 2, 1]) == found
 
 
-def test_paired_bootstrap_sees_a_small_steady_gain_and_no_gain():
-    steady = paired_bootstrap([0.1, 0.12, 0.08, 0.1] * 20)
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_equal_rates_have_wilsons_interval(value):
+    for n in (1, 5, 100):
+        found, wilson = mean_interval([4 * value] * n, [4] * n), wilson_interval(value, n)
+        assert (found.mean, found.low, found.high) == pytest.approx((wilson.mean, wilson.low, wilson.high))
+
+
+def test_equal_values_inside_or_beyond_the_rates_keep_a_width():
+    inside = mean_interval([0.5] * 20, [1] * 20)
+    assert 0.4 < inside.low < inside.mean == 0.5 < inside.high < 0.6
+    beyond = mean_interval([1.2] * 20, [1] * 20)
+    assert 1.0 < beyond.low < beyond.mean == beyond.high == 1.2
+
+
+def test_few_problems_widen_the_interval():
+    """Nominal 95% of five normal values: plain percentiles hold the truth in 81% of draws."""
+    draw = random.Random(0)
+    estimates = [mean_interval([draw.gauss() for _ in range(5)], [1] * 5) for _ in range(300)]
+    assert sum(e.low <= 0 <= e.high for e in estimates) > 0.88 * 300
+
+
+def test_paired_difference_sees_a_small_steady_gain_and_no_gain():
+    steady = paired_difference([0.1, 0.12, 0.08, 0.1] * 20)
     assert steady.low > 0
     assert steady.p < 0.001
-    none = paired_bootstrap([0.5, -0.5] * 40)
+    none = paired_difference([0.5, -0.5] * 40)
     assert none.low < 0 < none.high
     assert none.p > 0.5
-    assert paired_bootstrap([0.0] * 9).p == 1.0
 
 
-def test_paired_bootstrap_turns_its_sign_with_the_order():
-    there, back = paired_bootstrap([0.2, 0.0, 0.4, 0.1]), paired_bootstrap([-0.2, 0.0, -0.4, -0.1])
+@pytest.mark.parametrize("n", [1, 5, 6, 30])
+def test_equal_results_have_p_1(n):
+    found = paired_difference([0.0] * n)
+    assert (found.mean, found.p) == (0.0, 1.0)
+    assert found.low is None if n < 6 else found.low < 0 < found.high
+
+
+@pytest.mark.parametrize("differences", [[1.0], [0.4] * 3, [1.0] * 5, [0.2, 0.1, 0.0, 0.4, 0.3]])
+def test_too_few_problems_conclude_nothing(differences):
+    found = paired_difference(differences)
+    assert (found.low, found.high, found.p) == (None, None, None)
+    assert found.mean == pytest.approx(sum(differences) / len(differences))
+
+
+def test_few_problems_that_differ_have_no_p_and_an_interval_around_0():
+    found = paired_difference([1.0] * 5 + [0.0] * 95)
+    assert (found.low, found.p) == (0.0, None)
+    assert 0.05 < found.high < 0.15
+
+
+def test_p_of_few_differences_is_exact():
+    assert paired_difference([0.3] * 6).p == 2 / 2**6
+    assert (
+        paired_difference([1.0] * 7 + [-1.0] + [0.0] * 9).p == 2 * (8 + 1) / 2**8
+    )  # the sign test of 7 of 8
+    values = [0.3, -0.1, 0.25, 0.6, -0.45, 0.7, 0.05]
+    signed = [
+        sum(s * v for s, v in zip(signs, values, strict=True))
+        for signs in itertools.product((1, -1), repeat=7)
+    ]
+    assert paired_difference(values).p == sum(abs(x) >= sum(values) - 1e-9 for x in signed) / 2**7
+
+
+def test_p_of_many_differences_is_near_the_exact_one():
+    """20 differences are counted out, 21 are drawn: 16 of one sign against 5 have p = 0.0266."""
+    exact = 2 * sum(math.comb(21, k) for k in range(6)) / 2**21
+    assert paired_difference([1.0] * 16 + [-1.0] * 5).p == pytest.approx(exact, abs=0.005)
+
+
+def test_equal_differences_keep_a_width():
+    found = paired_difference([1.0] * 8)
+    assert 0.2 < found.low < 0.5
+    assert found.high == 1.0
+
+
+@pytest.mark.parametrize("n", [3, 5, 6, 10, 25])
+def test_errors_are_as_rare_as_they_should_be(n):
+    """No difference between A and B: 200 draws, p below 0.05 in 10 and 0 outside the interval in 10 are nominal."""
+    draw = random.Random(n)
+    found = [paired_difference([draw.random() - draw.random() for _ in range(n)], seed=i) for i in range(200)]
+    significant = sum(d.p is not None and d.p <= 0.05 for d in found)
+    outside = sum(d.low is not None and not d.low <= 0 <= d.high for d in found)
+    assert significant <= (0 if n < 6 else 18)
+    assert outside <= (0 if n < 6 else 20)
+
+
+def test_paired_difference_turns_its_sign_with_the_order():
+    gains = [0.2, 0.0, 0.4, 0.1, 0.3, 0.2, -0.1]
+    there, back = paired_difference(gains), paired_difference([-gain for gain in gains])
     assert there.mean == -back.mean
     assert there.p == back.p
 
 
-def test_paired_bootstrap_of_nothing():
+def test_paired_difference_of_nothing():
     with pytest.raises(ValueError, match="nothing to compare"):
-        paired_bootstrap([])
+        paired_difference([])

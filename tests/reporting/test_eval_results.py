@@ -80,6 +80,9 @@ def test_the_gain_is_read_only_where_it_is_of_these_evaluations(tmp_path):
     path = write_json(tmp_path / "train_results.json", content)
     assert read_gain(tmp_path, evaluations) == (0.1, 0.3)
     assert read_gain(tmp_path, evaluations[:1]) is None
+    content["gain"]["accuracy"] = {"low": None, "high": None}
+    write_json(path, content)
+    assert read_gain(tmp_path, evaluations) is None
     path.write_text("[]")
     with pytest.raises(ValueError, match=r"train_results.json is not what"):
         read_gain(tmp_path, evaluations)
