@@ -36,10 +36,10 @@ class PackInput:
     prompt_ids: list[int]
     completions: list[tuple[int, list[int]]]
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that the packed group runs through the model."""
-        return _shared_cost(len(self.prompt_ids), [len(ids) for _, ids in self.completions])
+    def num_tokens(self, shared_prefix: bool = True) -> int:
+        """Tokens that the packed group runs through the model, with its prompt once or once per completion."""
+        num_prompts = 1 if shared_prefix else len(self.completions)
+        return num_prompts * len(self.prompt_ids) + sum(len(ids) - 1 for _, ids in self.completions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def pack_groups(
     for group in groups:
         _check(group)
     pieces = [piece for group in groups for piece in _split(group, max_tokens, shared_prefix)]
-    bins = _first_fit_decreasing([piece.num_tokens for piece in pieces], max_tokens)
+    bins = _first_fit_decreasing([piece.num_tokens(shared_prefix) for piece in pieces], max_tokens)
     return [_lay_out([pieces[i] for i in chosen], shared_prefix) for chosen in bins]
 
 
@@ -156,30 +156,55 @@ def empty_pack() -> PackedBatch:
     )
 
 
-def balance_over_ranks(groups: Sequence[PackInput], num_ranks: int) -> list[list[int]]:
+def balance_over_ranks(
+    groups: Sequence[PackInput], num_ranks: int, shared_prefix: bool = True
+) -> list[list[int]]:
     """Indices of `groups` for each rank, longest first to the least loaded; each list is in ascending order.
 
     Loads differ by at most the largest group; `split_for_ranks` first makes that small.
     """
-    loads = [0] * num_ranks
-    shares: list[list[int]] = [[] for _ in range(num_ranks)]
-    for index in _longest_first([group.num_tokens for group in groups]):
-        rank = loads.index(min(loads))
-        loads[rank] += groups[index].num_tokens
-        shares[rank].append(index)
+    shares = _balance([group.num_tokens(shared_prefix) for group in groups], num_ranks)
     return [sorted(share) for share in shares]
 
 
-def split_for_ranks(groups: Sequence[PackInput], num_ranks: int) -> list[PackInput]:
-    """Halve groups that weigh more than a rank's fair share, so that few groups still fill every rank."""
-    pieces = list(groups)
-    while True:
-        fair = sum(piece.num_tokens for piece in pieces) / num_ranks
-        heavy = [i for i, p in enumerate(pieces) if p.num_tokens > fair and len(p.completions) > 1]
+def split_for_ranks(
+    groups: Sequence[PackInput], num_ranks: int, shared_prefix: bool = True
+) -> list[PackInput]:
+    """Halve heavy groups where that makes the heaviest rank lighter, so that few groups still fill every rank.
+
+    Each half computes a shared prompt again, so halving can make a step slower. Groups above a rank's fair share
+    are halved one after the other (a single halving may help only together with the next), and the split whose
+    heaviest rank is lightest is taken; of equal ones, that with the fewest pieces.
+    """
+    pieces = best = list(groups)
+    costs = [piece.num_tokens(shared_prefix) for piece in pieces]
+    heaviest = _heaviest_load(costs, num_ranks)
+    # Splitting only adds tokens: once a fair share is as heavy as the best split, no other can be better.
+    while (fair := sum(costs) / num_ranks) < heaviest:
+        heavy = [i for i, piece in enumerate(pieces) if costs[i] > fair and len(piece.completions) > 1]
         if not heavy:
-            return pieces
-        largest = max(heavy, key=lambda i: pieces[i].num_tokens)
-        pieces[largest : largest + 1] = _halve(pieces[largest])
+            break
+        largest = max(heavy, key=costs.__getitem__)
+        halves = _halve(pieces[largest])
+        pieces = [*pieces[:largest], *halves, *pieces[largest + 1 :]]
+        costs[largest : largest + 1] = [half.num_tokens(shared_prefix) for half in halves]
+        if (load := _heaviest_load(costs, num_ranks)) < heaviest:
+            best, heaviest = pieces, load
+    return best
+
+
+def _balance(costs: Sequence[int], num_ranks: int) -> list[list[int]]:
+    loads = [0] * num_ranks
+    shares: list[list[int]] = [[] for _ in range(num_ranks)]
+    for index in _longest_first(costs):
+        rank = loads.index(min(loads))
+        loads[rank] += costs[index]
+        shares[rank].append(index)
+    return shares
+
+
+def _heaviest_load(costs: Sequence[int], num_ranks: int) -> int:
+    return max(sum(costs[i] for i in share) for share in _balance(costs, num_ranks))
 
 
 def _halve(group: PackInput) -> list[PackInput]:
@@ -195,15 +220,11 @@ def _check(group: PackInput) -> None:
             raise ValueError(f"rollout {rollout_id} has an empty completion: leave it out of the batch.")
 
 
-def _shared_cost(prompt_length: int, completion_lengths: Sequence[int]) -> int:
-    return prompt_length + sum(length - 1 for length in completion_lengths)
-
-
 def _split(group: PackInput, max_tokens: int, shared_prefix: bool) -> list[PackInput]:
     """Parts of a group within the budget; single sequences when the prefix is not shared."""
     if not shared_prefix:
         return [PackInput(group.prompt_ids, [completion]) for completion in group.completions]
-    if group.num_tokens <= max_tokens:
+    if group.num_tokens() <= max_tokens:
         return [group] if group.completions else []
     room = max(0, max_tokens - len(group.prompt_ids))
     bins = _first_fit_decreasing([len(ids) - 1 for _, ids in group.completions], room)

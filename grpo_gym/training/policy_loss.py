@@ -59,8 +59,8 @@ class PolicyLoss:
     def micro_batches(self, batch: StepBatch, rank: int, num_ranks: int) -> list[PackedBatch]:
         """The rank's share of the step; every rank gets the same number of micro-batches, at least one."""
         inputs = batch.pack_inputs(batch.trainable(keep_all=self.args.beta != 0.0))
-        inputs = split_for_ranks(inputs, num_ranks)
-        shares = balance_over_ranks(inputs, num_ranks)
+        inputs = split_for_ranks(inputs, num_ranks, self.shared_prefix)
+        shares = balance_over_ranks(inputs, num_ranks, self.shared_prefix)
         packs = [
             pack_groups(
                 [inputs[i] for i in share],
