@@ -110,22 +110,31 @@ class PackedBatch:
 
 
 def pack_groups(
-    groups: Sequence[PackInput], max_tokens: int, shared_prefix: bool = True
+    groups: Sequence[PackInput], max_tokens: int, shared_prefix: bool = True, padded: bool = False
 ) -> list[PackedBatch]:
     """Pack groups into as few micro-batches of `max_tokens` tokens as first-fit decreasing finds.
 
     A group above the budget is split and its prompt repeated. A single sequence above the budget gets a
     micro-batch of its own: nothing shorter would be exact. The result depends on the arguments alone.
 
+    Args:
+        groups: prompts with their completions.
+        max_tokens: budget of a micro-batch.
+        shared_prefix: a prompt is in the row once, not once per completion.
+        padded: the forward turns rows into right-padded batches, so the budget bounds sequences * longest.
+
     Raises:
-        ValueError: an empty prompt or completion, or `max_tokens` below 1.
+        ValueError: an empty prompt or completion, `max_tokens` below 1, or `padded` with `shared_prefix`.
     """
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, got {max_tokens}.")
+    if padded and shared_prefix:
+        raise ValueError("a padded batch repeats prompts: pass shared_prefix=False with padded=True.")
     for group in groups:
         _check(group)
     pieces = [piece for group in groups for piece in _split(group, max_tokens, shared_prefix)]
-    bins = _first_fit_decreasing([piece.num_tokens(shared_prefix) for piece in pieces], max_tokens)
+    fill = _fill_padded if padded else _first_fit_decreasing
+    bins = fill([piece.num_tokens(shared_prefix) for piece in pieces], max_tokens)
     return [_lay_out([pieces[i] for i in chosen], shared_prefix) for chosen in bins]
 
 
@@ -243,6 +252,19 @@ def _first_fit_decreasing(costs: Sequence[int], capacity: int) -> list[list[int]
             loads.append(0)
         bins[chosen].append(index)
         loads[chosen] += costs[index]
+    return [sorted(chosen) for chosen in bins]
+
+
+def _fill_padded(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Indices by bin with count * longest within the capacity: neighbours in length, so that little is padding."""
+    bins: list[list[int]] = []
+    room = 0
+    for index in _longest_first(lengths):
+        if not room:
+            bins.append([])
+            room = max(1, capacity // lengths[index])
+        bins[-1].append(index)
+        room -= 1
     return [sorted(chosen) for chosen in bins]
 
 

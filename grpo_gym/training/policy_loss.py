@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from grpo_gym.rollouts.chat import ChatRenderer
 from grpo_gym.training.config import GRPOConfig
-from grpo_gym.training.logprobs import completion_logprobs, install_logprob_forward, supports_shared_prefix
+from grpo_gym.training.logprobs import completion_logprobs, install_logprob_forward, packing_support
 from grpo_gym.training.losses import importance_ratio, kl_k3, kl_penalty, policy_loss
 from grpo_gym.training.metrics import Reduction
 from grpo_gym.training.mismatch import mismatch_weights
@@ -47,9 +47,12 @@ class PolicyLoss:
         self._old_logprobs: dict[int, Tensor] = {}
         for each in filter(None, (model, reference)):
             install_logprob_forward(_causal_lm(each))
-        supported, reason = supports_shared_prefix(_causal_lm(model))
-        self.shared_prefix = args.shared_prefix and supported
-        if args.shared_prefix and not supported:
+        support, reason = packing_support(_causal_lm(model))
+        self.shared_prefix = args.shared_prefix and support == "shared_prefix"
+        self.padded = support == "padded"
+        if self.padded:
+            logger.warning("sequences are right-padded, each with its own copy of the prompt: %s", reason)
+        elif args.shared_prefix and not self.shared_prefix:
             logger.warning("prompts are computed once per completion, not once per group: %s", reason)
 
     def new_rollouts(self) -> None:
@@ -66,6 +69,7 @@ class PolicyLoss:
                 [inputs[i] for i in share],
                 self.args.max_tokens_per_micro_batch,
                 shared_prefix=self.shared_prefix,
+                padded=self.padded,
             )
             for share in shares
         ]

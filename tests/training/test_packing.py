@@ -91,6 +91,21 @@ def test_sequence_above_the_budget_gets_a_row_of_its_own():
     assert [pack.rollout_ids for pack in packs] == [[0], [1]]
 
 
+def test_padded_batches_stay_within_the_budget():
+    groups = [make_group(0, 10, 390), *(make_group(i, 5, *[16] * 6) for i in range(1, 61, 6))]
+    packs = pack_groups(groups, 1600, shared_prefix=False, padded=True)
+    shapes = [
+        (len(lengths), max(lengths))
+        for pack in packs
+        for lengths in [[sum(end - start for start, end in spans) for spans in pack.layout.sequences()]]
+    ]
+    assert shapes == [(4, 399), (57, 20)]
+    assert completions_of(packs).keys() == set(range(61))
+    assert len(pack_groups(groups, 100, shared_prefix=False, padded=True)[0].rollout_ids) == 1
+    with pytest.raises(ValueError, match="shared_prefix=False"):
+        pack_groups(groups, 100, padded=True)
+
+
 @pytest.mark.parametrize(
     ("group", "message"),
     [(PackInput([], [(0, [1])]), "prompt has no tokens"), (PackInput([1], [(7, [])]), "rollout 7")],
