@@ -30,6 +30,7 @@ from grpo_gym.training.model_forward import (
 from grpo_gym.training.packing import PackedBatch
 
 __all__ = [
+    "check_head_can_be_sharded",
     "completion_logprobs",
     "install_logprob_forward",
     "packing_support",
@@ -91,6 +92,25 @@ def install_logprob_forward(causal_lm: PreTrainedModel) -> None:
     causal_lm.forward = _with_logprobs(causal_lm.forward)  # type: ignore[method-assign]
     if _is_plain_linear(head):
         head.forward = types.MethodType(_linear_or_logprobs, head)  # type: ignore[method-assign]
+
+
+def check_head_can_be_sharded(model: nn.Module) -> None:
+    """Refuse an LM head that ZeRO-3 and FSDP cannot gather once for all chunks.
+
+    A plain linear head is called once. One with adapters is called chunk by chunk, each call communicates, and
+    ranks have different numbers of chunks: it would hang, or need the logits of all tokens at once.
+
+    Args:
+        model: the causal LM after `install_logprob_forward`, or PEFT's model of it.
+
+    Raises:
+        ValueError: the head is not a plain linear layer.
+    """
+    if not _answers_in_one_call(model.get_output_embeddings()):  # type: ignore[operator]
+        raise ValueError(
+            "adapters of the LM head cannot be trained under ZeRO-3 and FSDP: leave lm_head out of target_modules and "
+            "modules_to_save, or use ZeRO-2 or plain data parallelism."
+        )
 
 
 def completion_logprobs(
@@ -163,10 +183,11 @@ def _model_logprobs(model: PreTrainedModel, request: LogprobRequest) -> tuple[Te
     hidden = completion_hidden_states(model, batch)
     head = model.get_output_embeddings()
     transform = logit_transform(model.config, request.temperature)
-    if getattr(head.forward, "__func__", None) is _linear_or_logprobs:
+    if _answers_in_one_call(head):
         return head(hidden, batch.target_ids, transform, request.chunk_size)
-    chunk_size = max(1, len(hidden)) if _is_partitioned(head) else request.chunk_size
-    return module_logprobs(head, hidden, batch.target_ids, transform, chunk_size)
+    if _is_partitioned(head):
+        check_head_can_be_sharded(model)
+    return module_logprobs(head, hidden, batch.target_ids, transform, request.chunk_size)
 
 
 def _linear_or_logprobs(
@@ -190,6 +211,10 @@ def _linear_or_logprobs(
 
 def _is_plain_linear(head: nn.Module) -> bool:
     return isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward
+
+
+def _answers_in_one_call(head: nn.Module) -> bool:
+    return getattr(head.forward, "__func__", None) is _linear_or_logprobs
 
 
 def _is_partitioned(head: nn.Module) -> bool:

@@ -9,7 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from grpo_gym.training import logprobs as logprobs_module
 from grpo_gym.training.logprobs import (
+    check_head_can_be_sharded,
     completion_logprobs,
     install_logprob_forward,
     packing_support,
@@ -305,6 +307,28 @@ def test_lora(targets):
             torch.nn.init.normal_(parameter)
     install_logprob_forward(model.get_base_model())
     assert_same_as_padded(model.double().train(), make_batch())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"target_modules": ["lm_head"]}, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}],
+)
+def test_an_adapted_head_is_refused_where_its_calls_communicate(settings, monkeypatch):
+    """One call for all tokens would hold [tokens, vocabulary]; calls by chunks would differ between ranks."""
+    model = get_peft_model(make_model(install=False), LoraConfig(r=2, **settings))
+    install_logprob_forward(model.get_base_model())
+    with pytest.raises(ValueError, match="leave lm_head out of target_modules and modules_to_save") as error:
+        check_head_can_be_sharded(model)
+    assert "\n" not in str(error.value)
+    monkeypatch.setattr(logprobs_module, "_is_partitioned", lambda head: True)
+    with pytest.raises(ValueError, match="leave lm_head out"):
+        completion_logprobs(model, make_batch())
+
+
+def test_adapters_elsewhere_may_be_sharded():
+    model = get_peft_model(make_model(install=False), LoraConfig(r=2, target_modules=["q_proj"]))
+    install_logprob_forward(model.get_base_model())
+    check_head_can_be_sharded(model)
 
 
 def test_prompt_learning_is_refused():
