@@ -112,7 +112,15 @@ class PackedBatch:
 def pack_groups(
     groups: Sequence[PackInput], max_tokens: int, shared_prefix: bool = True, padded: bool = False
 ) -> list[PackedBatch]:
-    """Pack groups into as few micro-batches of `max_tokens` tokens as first-fit decreasing finds.
+    """The micro-batches of `plan_micro_batches`, laid out."""
+    plan = plan_micro_batches(groups, max_tokens, shared_prefix, padded)
+    return [lay_out(chosen, shared_prefix) for chosen in plan]
+
+
+def plan_micro_batches(
+    groups: Sequence[PackInput], max_tokens: int, shared_prefix: bool = True, padded: bool = False
+) -> list[list[PackInput]]:
+    """Divide groups into as few micro-batches of `max_tokens` tokens as first-fit decreasing finds.
 
     A group above the budget is split and its prompt repeated. A single sequence above the budget gets a
     micro-batch of its own: nothing shorter would be exact. The result depends on the arguments alone.
@@ -135,7 +143,15 @@ def pack_groups(
     pieces = [piece for group in groups for piece in _split(group, max_tokens, shared_prefix)]
     fill = _fill_padded if padded else _first_fit_decreasing
     bins = fill([piece.num_tokens(shared_prefix) for piece in pieces], max_tokens)
-    return [_lay_out([pieces[i] for i in chosen], shared_prefix) for chosen in bins]
+    return [[pieces[i] for i in chosen] for chosen in bins]
+
+
+def lay_out(groups: Sequence[PackInput], shared_prefix: bool = True) -> PackedBatch:
+    """One micro-batch of these groups, in order."""
+    row = _Row()
+    for group in groups:
+        row.add_branching(group) if shared_prefix else row.add_whole(group)
+    return row.finish()
 
 
 def pad_packs(packs: Sequence[PackedBatch], count: int) -> list[PackedBatch]:
@@ -321,10 +337,3 @@ class _Row:
             sequence_index=torch.tensor(self.sequences, dtype=torch.long),
             rollout_ids=self.rollout_ids,
         )
-
-
-def _lay_out(groups: Sequence[PackInput], shared_prefix: bool) -> PackedBatch:
-    row = _Row()
-    for group in groups:
-        row.add_branching(group) if shared_prefix else row.add_whole(group)
-    return row.finish()

@@ -16,7 +16,14 @@ from grpo_gym.training.logprobs import completion_logprobs, install_logprob_forw
 from grpo_gym.training.losses import importance_ratio, kl_k3, kl_penalty, policy_loss
 from grpo_gym.training.metrics import Reduction
 from grpo_gym.training.mismatch import mismatch_weights
-from grpo_gym.training.packing import PackedBatch, balance_over_ranks, pack_groups, pad_packs, split_for_ranks
+from grpo_gym.training.packing import (
+    PackedBatch,
+    balance_over_ranks,
+    lay_out,
+    pad_packs,
+    plan_micro_batches,
+    split_for_ranks,
+)
 from grpo_gym.training.step_batch import StepBatch
 from grpo_gym.vision.renderer import ImageChatRenderer
 from grpo_gym.vision.training_batch import with_images
@@ -64,8 +71,8 @@ class PolicyLoss:
         inputs = batch.pack_inputs(batch.trainable(keep_all=self.args.beta != 0.0))
         inputs = split_for_ranks(inputs, num_ranks, self.shared_prefix)
         shares = balance_over_ranks(inputs, num_ranks, self.shared_prefix)
-        packs = [
-            pack_groups(
+        plans = [
+            plan_micro_batches(
                 [inputs[i] for i in share],
                 self.args.max_tokens_per_micro_batch,
                 shared_prefix=self.shared_prefix,
@@ -73,7 +80,8 @@ class PolicyLoss:
             )
             for share in shares
         ]
-        return pad_packs(packs[rank], max(1, *(len(p) for p in packs)))
+        packs = [lay_out(chosen, self.shared_prefix) for chosen in plans[rank]]
+        return pad_packs(packs, max(1, *(len(plan) for plan in plans)))
 
     def __call__(self, model: nn.Module, pack: PackedBatch, batch: StepBatch, metrics: Reduction) -> Tensor:
         """Scalar loss of one micro-batch: its part of the whole step's loss."""

@@ -7,6 +7,8 @@ import pytest
 
 from grpo_gym import GRPOConfig
 from grpo_gym.rollouts.types import Rollout, RolloutGroup
+from grpo_gym.training import packing
+from grpo_gym.training import policy_loss as policy_loss_module
 from grpo_gym.training.metrics import Reduction
 from grpo_gym.training.policy_loss import PolicyLoss
 from grpo_gym.training.step_batch import make_step_batch
@@ -72,3 +74,17 @@ def test_a_padded_forward_stays_within_the_budget(tmp_path):
     shapes = shapes[-len(packs) :]  # the first call compares two tokens with the model's own logits
     assert sum(rows for rows, _ in shapes) == 24
     assert all(rows * length <= 120 for rows, length in shapes), shapes
+
+
+def test_a_rank_lays_out_its_own_share_only(tmp_path, monkeypatch):
+    loss = make_loss(make_model(), tmp_path, max_tokens_per_micro_batch=40)
+    batch = make_step(*([5 + i, 4, 6 + i, 3] for i in range(6)))
+    laid_out = []
+    monkeypatch.setattr(
+        policy_loss_module, "lay_out", lambda *args: laid_out.append(args) or packing.lay_out(*args)
+    )
+    shares = [loss.micro_batches(batch, rank, 3) for rank in range(3)]
+    assert len({len(packs) for packs in shares}) == 1, "every rank runs the same number of passes"
+    scored = [rollout_id for packs in shares for pack in packs for rollout_id in pack.rollout_ids]
+    assert sorted(scored) == list(range(24))
+    assert len(laid_out) == sum(bool(pack.rollout_ids) for packs in shares for pack in packs)
