@@ -11,9 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from grpo_gym.training import logprobs as logprobs_module
 from grpo_gym.training.logprobs import (
+    LogitTransform,
     check_head_can_be_sharded,
     completion_logprobs,
     install_logprob_forward,
+    linear_logprobs,
     packing_support,
     padded_logprobs,
     supports_shared_prefix,
@@ -369,6 +371,26 @@ def test_bfloat16_model():
     logprobs, _ = completion_logprobs(model, make_batch(), chunk_size=5)
     assert logprobs.dtype == torch.float32
     assert all(g.dtype == torch.bfloat16 and g.isfinite().all() for g in gradients(model, logprobs).values())
+
+
+def test_gradients_of_a_bfloat16_head_do_not_get_worse_with_more_chunks():
+    generator = torch.Generator().manual_seed(0)
+    # Hidden states with a common direction: contributions add up and soon dwarf a single chunk's.
+    hidden = 1 + torch.randn(2048, 16, generator=generator)
+    head = torch.nn.Linear(16, 8).bfloat16()
+    targets = torch.randint(0, 8, (2048,), generator=generator)
+
+    def head_gradients(chunk_size, dtype=torch.bfloat16):
+        weight, bias = (p.detach().to(dtype).requires_grad_() for p in (head.weight, head.bias))
+        inputs = hidden.bfloat16().to(dtype)
+        logprobs, _ = linear_logprobs(inputs, weight, bias, targets, LogitTransform(), chunk_size)
+        return torch.autograd.grad(logprobs.sum(), (weight, bias))
+
+    exact = head_gradients(2048, torch.float64)
+    for one, many, reference in zip(head_gradients(2048), head_gradients(4), exact, strict=True):
+        assert one.dtype == many.dtype == torch.bfloat16
+        errors = [(g.double() - reference).norm() / reference.norm() for g in (one, many)]
+        assert errors[1] < 1.5 * errors[0] < 0.02
 
 
 def test_no_grad_gives_the_same_numbers():
