@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length"]
+NO_SPREAD = 1e-8
+"""Rewards of a group that differ by less are equal (the tolerance of TRL's `frac_reward_zero_std`)."""
 
 
 @dataclass(slots=True)
@@ -84,9 +86,11 @@ class RolloutGroup:
 
     @property
     def has_spread(self) -> bool:
-        """Whether the rewards differ, so that the group has something to teach."""
-        rewards = {rollout.reward for rollout in self.valid_rollouts}
-        return len(rewards) > 1
+        """Whether the rewards differ by more than rounding, so that the group has something to teach."""
+        rewards = [
+            rollout.reward for rollout in self.rollouts if rollout.is_valid and rollout.reward is not None
+        ]
+        return bool(rewards) and max(rewards) - min(rewards) > NO_SPREAD
 
     def to_record(self) -> dict[str, Any]:
         """A plain dict for logs."""

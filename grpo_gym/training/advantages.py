@@ -10,11 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from grpo_gym.rollouts.types import NO_SPREAD
 from grpo_gym.training.choices import check_choice
 
 ADVANTAGE_SCALES = ("group", "batch", "none")
-NO_SPREAD = 1e-8
-"""Rewards of a group that differ by less are equal (the tolerance of TRL's `frac_reward_zero_std`)."""
 
 
 def group_advantages(

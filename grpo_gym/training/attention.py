@@ -29,6 +29,8 @@ from grpo_gym.training.packing import GroupLayout, PackLayout, Span
 logger = logging.getLogger(__name__)
 
 NAME_PREFIX = "grpo_packed_"
+MAX_COMPILED_VARIANTS = 128
+"""Kernels per function: powers of two up to the context, times which inputs need gradients, times windows."""
 _flash_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_cpu_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -256,7 +258,15 @@ def _has_triton() -> bool:
 def _compiled_flex() -> tuple[Callable[..., Any], Callable[..., Any]]:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    return torch.compile(flex_attention, dynamic=False), torch.compile(create_block_mask, dynamic=False)
+    # Past its limit of variants Dynamo would run eagerly, which materialises all scores: with fullgraph it raises.
+    compile_ = functools.partial(
+        torch.compile,
+        dynamic=False,
+        fullgraph=True,
+        recompile_limit=MAX_COMPILED_VARIANTS,
+        isolate_recompiles=True,  # what transformers compiles of the same functions does not count
+    )
+    return compile_(flex_attention), compile_(create_block_mask)
 
 
 def _flex(

@@ -162,7 +162,9 @@ class GRPOConfig(TrainingArguments):
     )
 
     # Speed and memory
-    max_tokens_per_micro_batch: int = _option(16384, "Token budget of one forward and backward pass.")
+    max_tokens_per_micro_batch: int = _option(
+        16384, "Token budget of one forward and backward pass, padding included."
+    )
     logprob_chunk_size: int = _option(1024, "Tokens projected to the vocabulary at once.")
     shared_prefix: bool = _option(
         True, "Compute the prompt of a group once (where the model's attention allows it)."

@@ -30,6 +30,7 @@ from grpo_gym.training.model_forward import (
 from grpo_gym.training.packing import PackedBatch
 
 __all__ = [
+    "check_head_can_be_sharded",
     "completion_logprobs",
     "install_logprob_forward",
     "packing_support",
@@ -91,6 +92,25 @@ def install_logprob_forward(causal_lm: PreTrainedModel) -> None:
     causal_lm.forward = _with_logprobs(causal_lm.forward)  # type: ignore[method-assign]
     if _is_plain_linear(head):
         head.forward = types.MethodType(_linear_or_logprobs, head)  # type: ignore[method-assign]
+
+
+def check_head_can_be_sharded(model: nn.Module) -> None:
+    """Refuse an LM head that ZeRO-3 and FSDP cannot gather once for all chunks.
+
+    A plain linear head is called once. One with adapters is called chunk by chunk, each call communicates, and
+    ranks have different numbers of chunks: it would hang, or need the logits of all tokens at once.
+
+    Args:
+        model: the causal LM after `install_logprob_forward`, or PEFT's model of it.
+
+    Raises:
+        ValueError: the head is not a plain linear layer.
+    """
+    if not _answers_in_one_call(model.get_output_embeddings()):  # type: ignore[operator]
+        raise ValueError(
+            "adapters of the LM head cannot be trained under ZeRO-3 and FSDP: leave lm_head out of target_modules and "
+            "modules_to_save, or use ZeRO-2 or plain data parallelism."
+        )
 
 
 def completion_logprobs(
@@ -163,10 +183,11 @@ def _model_logprobs(model: PreTrainedModel, request: LogprobRequest) -> tuple[Te
     hidden = completion_hidden_states(model, batch)
     head = model.get_output_embeddings()
     transform = logit_transform(model.config, request.temperature)
-    if getattr(head.forward, "__func__", None) is _linear_or_logprobs:
+    if _answers_in_one_call(head):
         return head(hidden, batch.target_ids, transform, request.chunk_size)
-    chunk_size = max(1, len(hidden)) if _is_partitioned(head) else request.chunk_size
-    return module_logprobs(head, hidden, batch.target_ids, transform, chunk_size)
+    if _is_partitioned(head):
+        check_head_can_be_sharded(model)
+    return module_logprobs(head, hidden, batch.target_ids, transform, request.chunk_size)
 
 
 def _linear_or_logprobs(
@@ -190,6 +211,10 @@ def _linear_or_logprobs(
 
 def _is_plain_linear(head: nn.Module) -> bool:
     return isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward
+
+
+def _answers_in_one_call(head: nn.Module) -> bool:
+    return getattr(head.forward, "__func__", None) is _linear_or_logprobs
 
 
 def _is_partitioned(head: nn.Module) -> bool:
@@ -334,7 +359,7 @@ class _LinearLogprobs(torch.autograd.Function):
             grad_logits = logits.sub_(logsumexp[rows].unsqueeze(1)).exp_().mul_(-grad[rows].unsqueeze(1))
             grad_logits.scatter_add_(1, targets[rows].unsqueeze(1), grad[rows].unsqueeze(1))
             grads.add(rows, ctx.transform.backward_(grad_logits, kept))
-        return grads.hidden, grads.weight, grads.bias, None, None, None, None
+        return *grads.result(), None, None, None, None
 
 
 def _projection(
@@ -352,7 +377,10 @@ def _projection(
 
 
 class _HeadGradients:
-    """Gradients of hidden states, weight and bias, summed over chunks; None where not needed."""
+    """Gradients of hidden states, weight and bias, summed over chunks; None where not needed.
+
+    Sums are float32 or better: in bfloat16 a chunk that is small beside the sum of those before it would be lost.
+    """
 
     def __init__(
         self,
@@ -364,18 +392,25 @@ class _HeadGradients:
     ) -> None:
         self._inputs = hidden.to(dtype)
         self._cast_weight = weight.detach().to(dtype)
-        self.hidden = torch.zeros_like(hidden) if needed[0] else None
-        self.weight = torch.zeros_like(weight) if needed[1] else None
-        self.bias = torch.zeros_like(bias) if bias is not None and needed[2] else None
+        self._weight_dtype = weight.dtype
+        sum_dtype = torch.promote_types(weight.dtype, torch.float32)
+        self._hidden = torch.zeros_like(hidden) if needed[0] else None
+        self._weight = torch.zeros_like(weight, dtype=sum_dtype) if needed[1] else None
+        self._bias = torch.zeros_like(bias, dtype=sum_dtype) if bias is not None and needed[2] else None
 
     def add(self, rows: slice, grad_logits: Tensor) -> None:
         """Add the share of a chunk, given the gradient [n, V] of its raw logits."""
-        if self.bias is not None:
-            self.bias += grad_logits.sum(0)
+        if self._bias is not None:
+            self._bias += grad_logits.sum(0)
         grad_logits = grad_logits.to(self._inputs.dtype)
-        if self.hidden is not None:
-            self.hidden[rows] = grad_logits @ self._cast_weight
-        if self.weight is not None and self.weight.dtype == grad_logits.dtype:
-            self.weight.addmm_(grad_logits.t(), self._inputs[rows])
-        elif self.weight is not None:
-            self.weight += grad_logits.t() @ self._inputs[rows]
+        if self._hidden is not None:
+            self._hidden[rows] = grad_logits @ self._cast_weight
+        if self._weight is not None and self._weight.dtype == grad_logits.dtype:
+            self._weight.addmm_(grad_logits.t(), self._inputs[rows])
+        elif self._weight is not None:
+            self._weight += grad_logits.t() @ self._inputs[rows]
+
+    def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The gradients, each in the dtype of what it is the gradient of."""
+        weight, bias = (g if g is None else g.to(self._weight_dtype) for g in (self._weight, self._bias))
+        return self._hidden, weight, bias

@@ -36,10 +36,10 @@ class PackInput:
     prompt_ids: list[int]
     completions: list[tuple[int, list[int]]]
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that the packed group runs through the model."""
-        return _shared_cost(len(self.prompt_ids), [len(ids) for _, ids in self.completions])
+    def num_tokens(self, shared_prefix: bool = True) -> int:
+        """Tokens that the packed group runs through the model, with its prompt once or once per completion."""
+        num_prompts = 1 if shared_prefix else len(self.completions)
+        return num_prompts * len(self.prompt_ids) + sum(len(ids) - 1 for _, ids in self.completions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,23 +110,48 @@ class PackedBatch:
 
 
 def pack_groups(
-    groups: Sequence[PackInput], max_tokens: int, shared_prefix: bool = True
+    groups: Sequence[PackInput], max_tokens: int, shared_prefix: bool = True, padded: bool = False
 ) -> list[PackedBatch]:
-    """Pack groups into as few micro-batches of `max_tokens` tokens as first-fit decreasing finds.
+    """The micro-batches of `plan_micro_batches`, laid out."""
+    plan = plan_micro_batches(groups, max_tokens, shared_prefix, padded)
+    return [lay_out(chosen, shared_prefix) for chosen in plan]
+
+
+def plan_micro_batches(
+    groups: Sequence[PackInput], max_tokens: int, shared_prefix: bool = True, padded: bool = False
+) -> list[list[PackInput]]:
+    """Divide groups into as few micro-batches of `max_tokens` tokens as first-fit decreasing finds.
 
     A group above the budget is split and its prompt repeated. A single sequence above the budget gets a
     micro-batch of its own: nothing shorter would be exact. The result depends on the arguments alone.
 
+    Args:
+        groups: prompts with their completions.
+        max_tokens: budget of a micro-batch.
+        shared_prefix: a prompt is in the row once, not once per completion.
+        padded: the forward turns rows into right-padded batches, so the budget bounds sequences * longest.
+
     Raises:
-        ValueError: an empty prompt or completion, or `max_tokens` below 1.
+        ValueError: an empty prompt or completion, `max_tokens` below 1, or `padded` with `shared_prefix`.
     """
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, got {max_tokens}.")
+    if padded and shared_prefix:
+        raise ValueError("a padded batch repeats prompts: pass shared_prefix=False with padded=True.")
     for group in groups:
         _check(group)
     pieces = [piece for group in groups for piece in _split(group, max_tokens, shared_prefix)]
-    bins = _first_fit_decreasing([piece.num_tokens for piece in pieces], max_tokens)
-    return [_lay_out([pieces[i] for i in chosen], shared_prefix) for chosen in bins]
+    fill = _fill_padded if padded else _first_fit_decreasing
+    bins = fill([piece.num_tokens(shared_prefix) for piece in pieces], max_tokens)
+    return [[pieces[i] for i in chosen] for chosen in bins]
+
+
+def lay_out(groups: Sequence[PackInput], shared_prefix: bool = True) -> PackedBatch:
+    """One micro-batch of these groups, in order."""
+    row = _Row()
+    for group in groups:
+        row.add_branching(group) if shared_prefix else row.add_whole(group)
+    return row.finish()
 
 
 def pad_packs(packs: Sequence[PackedBatch], count: int) -> list[PackedBatch]:
@@ -156,30 +181,55 @@ def empty_pack() -> PackedBatch:
     )
 
 
-def balance_over_ranks(groups: Sequence[PackInput], num_ranks: int) -> list[list[int]]:
+def balance_over_ranks(
+    groups: Sequence[PackInput], num_ranks: int, shared_prefix: bool = True
+) -> list[list[int]]:
     """Indices of `groups` for each rank, longest first to the least loaded; each list is in ascending order.
 
     Loads differ by at most the largest group; `split_for_ranks` first makes that small.
     """
-    loads = [0] * num_ranks
-    shares: list[list[int]] = [[] for _ in range(num_ranks)]
-    for index in _longest_first([group.num_tokens for group in groups]):
-        rank = loads.index(min(loads))
-        loads[rank] += groups[index].num_tokens
-        shares[rank].append(index)
+    shares = _balance([group.num_tokens(shared_prefix) for group in groups], num_ranks)
     return [sorted(share) for share in shares]
 
 
-def split_for_ranks(groups: Sequence[PackInput], num_ranks: int) -> list[PackInput]:
-    """Halve groups that weigh more than a rank's fair share, so that few groups still fill every rank."""
-    pieces = list(groups)
-    while True:
-        fair = sum(piece.num_tokens for piece in pieces) / num_ranks
-        heavy = [i for i, p in enumerate(pieces) if p.num_tokens > fair and len(p.completions) > 1]
+def split_for_ranks(
+    groups: Sequence[PackInput], num_ranks: int, shared_prefix: bool = True
+) -> list[PackInput]:
+    """Halve heavy groups where that makes the heaviest rank lighter, so that few groups still fill every rank.
+
+    Each half computes a shared prompt again, so halving can make a step slower. Groups above a rank's fair share
+    are halved one after the other (a single halving may help only together with the next), and the split whose
+    heaviest rank is lightest is taken; of equal ones, that with the fewest pieces.
+    """
+    pieces = best = list(groups)
+    costs = [piece.num_tokens(shared_prefix) for piece in pieces]
+    heaviest = _heaviest_load(costs, num_ranks)
+    # Splitting only adds tokens: once a fair share is as heavy as the best split, no other can be better.
+    while (fair := sum(costs) / num_ranks) < heaviest:
+        heavy = [i for i, piece in enumerate(pieces) if costs[i] > fair and len(piece.completions) > 1]
         if not heavy:
-            return pieces
-        largest = max(heavy, key=lambda i: pieces[i].num_tokens)
-        pieces[largest : largest + 1] = _halve(pieces[largest])
+            break
+        largest = max(heavy, key=costs.__getitem__)
+        halves = _halve(pieces[largest])
+        pieces = [*pieces[:largest], *halves, *pieces[largest + 1 :]]
+        costs[largest : largest + 1] = [half.num_tokens(shared_prefix) for half in halves]
+        if (load := _heaviest_load(costs, num_ranks)) < heaviest:
+            best, heaviest = pieces, load
+    return best
+
+
+def _balance(costs: Sequence[int], num_ranks: int) -> list[list[int]]:
+    loads = [0] * num_ranks
+    shares: list[list[int]] = [[] for _ in range(num_ranks)]
+    for index in _longest_first(costs):
+        rank = loads.index(min(loads))
+        loads[rank] += costs[index]
+        shares[rank].append(index)
+    return shares
+
+
+def _heaviest_load(costs: Sequence[int], num_ranks: int) -> int:
+    return max(sum(costs[i] for i in share) for share in _balance(costs, num_ranks))
 
 
 def _halve(group: PackInput) -> list[PackInput]:
@@ -195,15 +245,11 @@ def _check(group: PackInput) -> None:
             raise ValueError(f"rollout {rollout_id} has an empty completion: leave it out of the batch.")
 
 
-def _shared_cost(prompt_length: int, completion_lengths: Sequence[int]) -> int:
-    return prompt_length + sum(length - 1 for length in completion_lengths)
-
-
 def _split(group: PackInput, max_tokens: int, shared_prefix: bool) -> list[PackInput]:
     """Parts of a group within the budget; single sequences when the prefix is not shared."""
     if not shared_prefix:
         return [PackInput(group.prompt_ids, [completion]) for completion in group.completions]
-    if group.num_tokens <= max_tokens:
+    if group.num_tokens() <= max_tokens:
         return [group] if group.completions else []
     room = max(0, max_tokens - len(group.prompt_ids))
     bins = _first_fit_decreasing([len(ids) - 1 for _, ids in group.completions], room)
@@ -222,6 +268,19 @@ def _first_fit_decreasing(costs: Sequence[int], capacity: int) -> list[list[int]
             loads.append(0)
         bins[chosen].append(index)
         loads[chosen] += costs[index]
+    return [sorted(chosen) for chosen in bins]
+
+
+def _fill_padded(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Indices by bin with count * longest within the capacity: neighbours in length, so that little is padding."""
+    bins: list[list[int]] = []
+    room = 0
+    for index in _longest_first(lengths):
+        if not room:
+            bins.append([])
+            room = max(1, capacity // lengths[index])
+        bins[-1].append(index)
+        room -= 1
     return [sorted(chosen) for chosen in bins]
 
 
@@ -278,10 +337,3 @@ class _Row:
             sequence_index=torch.tensor(self.sequences, dtype=torch.long),
             rollout_ids=self.rollout_ids,
         )
-
-
-def _lay_out(groups: Sequence[PackInput], shared_prefix: bool) -> PackedBatch:
-    row = _Row()
-    for group in groups:
-        row.add_branching(group) if shared_prefix else row.add_whole(group)
-    return row.finish()

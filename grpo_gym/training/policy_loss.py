@@ -12,11 +12,18 @@ from torch import Tensor, nn
 
 from grpo_gym.rollouts.chat import ChatRenderer
 from grpo_gym.training.config import GRPOConfig
-from grpo_gym.training.logprobs import completion_logprobs, install_logprob_forward, supports_shared_prefix
+from grpo_gym.training.logprobs import completion_logprobs, install_logprob_forward, packing_support
 from grpo_gym.training.losses import importance_ratio, kl_k3, kl_penalty, policy_loss
 from grpo_gym.training.metrics import Reduction
 from grpo_gym.training.mismatch import mismatch_weights
-from grpo_gym.training.packing import PackedBatch, balance_over_ranks, pack_groups, pad_packs, split_for_ranks
+from grpo_gym.training.packing import (
+    PackedBatch,
+    balance_over_ranks,
+    lay_out,
+    pad_packs,
+    plan_micro_batches,
+    split_for_ranks,
+)
 from grpo_gym.training.step_batch import StepBatch
 from grpo_gym.vision.renderer import ImageChatRenderer
 from grpo_gym.vision.training_batch import with_images
@@ -47,9 +54,12 @@ class PolicyLoss:
         self._old_logprobs: dict[int, Tensor] = {}
         for each in filter(None, (model, reference)):
             install_logprob_forward(_causal_lm(each))
-        supported, reason = supports_shared_prefix(_causal_lm(model))
-        self.shared_prefix = args.shared_prefix and supported
-        if args.shared_prefix and not supported:
+        support, reason = packing_support(_causal_lm(model))
+        self.shared_prefix = args.shared_prefix and support == "shared_prefix"
+        self.padded = support == "padded"
+        if self.padded:
+            logger.warning("sequences are right-padded, each with its own copy of the prompt: %s", reason)
+        elif args.shared_prefix and not self.shared_prefix:
             logger.warning("prompts are computed once per completion, not once per group: %s", reason)
 
     def new_rollouts(self) -> None:
@@ -59,17 +69,19 @@ class PolicyLoss:
     def micro_batches(self, batch: StepBatch, rank: int, num_ranks: int) -> list[PackedBatch]:
         """The rank's share of the step; every rank gets the same number of micro-batches, at least one."""
         inputs = batch.pack_inputs(batch.trainable(keep_all=self.args.beta != 0.0))
-        inputs = split_for_ranks(inputs, num_ranks)
-        shares = balance_over_ranks(inputs, num_ranks)
-        packs = [
-            pack_groups(
+        inputs = split_for_ranks(inputs, num_ranks, self.shared_prefix)
+        shares = balance_over_ranks(inputs, num_ranks, self.shared_prefix)
+        plans = [
+            plan_micro_batches(
                 [inputs[i] for i in share],
                 self.args.max_tokens_per_micro_batch,
                 shared_prefix=self.shared_prefix,
+                padded=self.padded,
             )
             for share in shares
         ]
-        return pad_packs(packs[rank], max(1, *(len(p) for p in packs)))
+        packs = [lay_out(chosen, self.shared_prefix) for chosen in plans[rank]]
+        return pad_packs(packs, max(1, *(len(plan) for plan in plans)))
 
     def __call__(self, model: nn.Module, pack: PackedBatch, batch: StepBatch, metrics: Reduction) -> Tensor:
         """Scalar loss of one micro-batch: its part of the whole step's loss."""

@@ -29,6 +29,7 @@ from grpo_gym.evaluation.during_training import (
     wants_final_evaluation,
     write_train_results,
 )
+from grpo_gym.inference.backends import is_sharded
 from grpo_gym.reporting.callbacks import add_reporting_callbacks
 from grpo_gym.reporting.completions import print_completions, write_completions
 from grpo_gym.reporting.progress import RolloutProgressCallback
@@ -40,6 +41,7 @@ from grpo_gym.training.checkpoints import AtomicCheckpoints
 from grpo_gym.training.config import GRPOConfig
 from grpo_gym.training.death_watch import watch_other_machines
 from grpo_gym.training.launch_checks import check_sharding
+from grpo_gym.training.logprobs import check_head_can_be_sharded
 from grpo_gym.training.metrics import MetricsBuffer, Reduction, rollout_metrics
 from grpo_gym.training.model_files import check_adapters_can_be_saved, save_model_files
 from grpo_gym.training.policy_loss import PolicyLoss
@@ -103,6 +105,8 @@ class GRPOTrainer(AtomicCheckpoints, RenamedWeights, Trainer):
             optimizers=optimizers,
         )
         check_sharding(args, self.is_deepspeed_enabled, self.is_fsdp_enabled)
+        if is_sharded(self.accelerator):
+            check_head_can_be_sharded(policy)
         watch_other_machines()
         check_adapters_can_be_saved(self)
         self.model_accepts_loss_kwargs = False

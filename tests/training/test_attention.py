@@ -1,8 +1,11 @@
+import functools
+
 import pytest
 import torch
 from torch.nn.attention.flex_attention import create_mask
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from grpo_gym.training import attention
 from grpo_gym.training.attention import (
     _sdpa_by_group,
     flex_length,
@@ -92,6 +95,76 @@ def test_flex_mask_is_the_same_mask(shared_prefix, window):
     assert mask[:length, :length].equal(dense_mask(layout, length, window))
     assert mask[length:].sum() == padded - length, "padding sees itself and nothing else"
     assert not mask[:length, length:].any()
+
+
+@pytest.fixture
+def counted_compilations(monkeypatch):
+    """Flex attention compiled by a backend that only counts: [number of graphs]."""
+    count = [0]
+
+    def backend(graph, inputs):
+        count[0] += 1
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    attention._compiled_flex.cache_clear()
+    yield count
+    attention._compiled_flex.cache_clear()
+    torch._dynamo.reset()
+
+
+def flex_inputs(num_tokens: int, device: str, needs_grad=(True, True, True)) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(num_tokens)
+    tensors = [torch.randn(1, heads, num_tokens, 16, generator=generator) for heads in (4, 2, 2)]
+    return [t.to(device).requires_grad_(n) for t, n in zip(tensors, needs_grad, strict=True)]
+
+
+def flex_layout(num_tokens: int) -> PackLayout:
+    """Two groups of together that many tokens."""
+    prompt, branch = num_tokens // 8, num_tokens // 4
+    last = num_tokens - 2 * prompt - 2 * branch
+    groups = [
+        PackInput([0] * prompt, [(0, [0] * (branch + 1)), (1, [0] * (branch + 1))]),
+        PackInput([0] * prompt, [(2, [0] * (last + 1))]),
+    ]
+    (pack,) = pack_groups(groups, num_tokens)
+    assert pack.input_ids.shape[1] == num_tokens
+    return pack.layout
+
+
+def test_more_shapes_than_dynamos_default_stay_compiled(counted_compilations, monkeypatch):
+    """Ten shapes are more than the 8 after which Dynamo runs a function as it is."""
+    monkeypatch.setattr(attention, "flex_length", lambda length: length)
+    shapes = [128 * k for k in range(1, 11)]
+    for num_tokens in shapes:
+        with torch.no_grad():
+            attention._flex(*flex_inputs(num_tokens, "cpu"), flex_layout(num_tokens), SCALE, None)
+    assert counted_compilations[0] == 2 * len(shapes), "the mask and the attention of each shape"
+
+
+def test_running_out_of_variants_is_an_error(counted_compilations, monkeypatch):
+    monkeypatch.setattr(attention, "flex_length", lambda length: length)
+    monkeypatch.setattr(attention, "MAX_COMPILED_VARIANTS", 1)
+    with torch.no_grad():
+        attention._flex(*flex_inputs(128, "cpu"), flex_layout(128), SCALE, None)
+        with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+            attention._flex(*flex_inputs(256, "cpu"), flex_layout(256), SCALE, None)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("window", [None, 64])
+@pytest.mark.parametrize("needs_grad", [(True, True, True), (True, False, True)], ids=["all", "lora"])
+def test_flex_is_the_same_attention(needs_grad, window):
+    """Every power of two up to 4096, and both sides of one."""
+    for num_tokens in (40, 256, 257, 700, 1500, 4000):
+        layout, inputs = flex_layout(num_tokens), flex_inputs(num_tokens, "cuda", needs_grad)
+        expected = _sdpa_by_group(*inputs, layout, SCALE, window)
+        output = attention._flex(*inputs, layout, SCALE, window)
+        torch.testing.assert_close(output, expected, rtol=0, atol=5e-3)
+        trained = [tensor for tensor in inputs if tensor.requires_grad]
+        grad = torch.randn_like(output)
+        found, wanted = (torch.autograd.grad(each, trained, grad) for each in (output, expected))
+        torch.testing.assert_close(found, wanted, rtol=0, atol=2e-2)
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])

@@ -9,9 +9,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from grpo_gym.training import logprobs as logprobs_module
 from grpo_gym.training.logprobs import (
+    LogitTransform,
+    check_head_can_be_sharded,
     completion_logprobs,
     install_logprob_forward,
+    linear_logprobs,
     packing_support,
     padded_logprobs,
     supports_shared_prefix,
@@ -307,6 +311,28 @@ def test_lora(targets):
     assert_same_as_padded(model.double().train(), make_batch())
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"target_modules": ["lm_head"]}, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}],
+)
+def test_an_adapted_head_is_refused_where_its_calls_communicate(settings, monkeypatch):
+    """One call for all tokens would hold [tokens, vocabulary]; calls by chunks would differ between ranks."""
+    model = get_peft_model(make_model(install=False), LoraConfig(r=2, **settings))
+    install_logprob_forward(model.get_base_model())
+    with pytest.raises(ValueError, match="leave lm_head out of target_modules and modules_to_save") as error:
+        check_head_can_be_sharded(model)
+    assert "\n" not in str(error.value)
+    monkeypatch.setattr(logprobs_module, "_is_partitioned", lambda head: True)
+    with pytest.raises(ValueError, match="leave lm_head out"):
+        completion_logprobs(model, make_batch())
+
+
+def test_adapters_elsewhere_may_be_sharded():
+    model = get_peft_model(make_model(install=False), LoraConfig(r=2, target_modules=["q_proj"]))
+    install_logprob_forward(model.get_base_model())
+    check_head_can_be_sharded(model)
+
+
 def test_prompt_learning_is_refused():
     model = make_model()
     with pytest.raises(ValueError, match="use LoRA"):
@@ -345,6 +371,26 @@ def test_bfloat16_model():
     logprobs, _ = completion_logprobs(model, make_batch(), chunk_size=5)
     assert logprobs.dtype == torch.float32
     assert all(g.dtype == torch.bfloat16 and g.isfinite().all() for g in gradients(model, logprobs).values())
+
+
+def test_gradients_of_a_bfloat16_head_do_not_get_worse_with_more_chunks():
+    generator = torch.Generator().manual_seed(0)
+    # Hidden states with a common direction: contributions add up and soon dwarf a single chunk's.
+    hidden = 1 + torch.randn(2048, 16, generator=generator)
+    head = torch.nn.Linear(16, 8).bfloat16()
+    targets = torch.randint(0, 8, (2048,), generator=generator)
+
+    def head_gradients(chunk_size, dtype=torch.bfloat16):
+        weight, bias = (p.detach().to(dtype).requires_grad_() for p in (head.weight, head.bias))
+        inputs = hidden.bfloat16().to(dtype)
+        logprobs, _ = linear_logprobs(inputs, weight, bias, targets, LogitTransform(), chunk_size)
+        return torch.autograd.grad(logprobs.sum(), (weight, bias))
+
+    exact = head_gradients(2048, torch.float64)
+    for one, many, reference in zip(head_gradients(2048), head_gradients(4), exact, strict=True):
+        assert one.dtype == many.dtype == torch.bfloat16
+        errors = [(g.double() - reference).norm() / reference.norm() for g in (one, many)]
+        assert errors[1] < 1.5 * errors[0] < 0.02
 
 
 def test_no_grad_gives_the_same_numbers():

@@ -10,11 +10,13 @@ import pytest
 import torch
 import verifiers as vf
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo_gym import GRPOConfig, GRPOTrainer
 from grpo_gym.models import TINY_MODEL_PATH
 from grpo_gym.training import model_loading
+from grpo_gym.training import trainer as trainer_module
 
 ANIMALS = {"min_animals": 1, "max_animals": 3, "min_instances": 1, "max_instances": 5}
 
@@ -298,3 +300,10 @@ def test_writing_over_the_checkpoint_file_does_not_reach_the_policy(tmp_path):
     with (folder / "model.safetensors").open("wb") as file:
         file.write(content)
     assert all(torch.equal(expected[name], p) for name, p in model.named_parameters())
+
+
+def test_adapters_of_the_head_are_refused_before_training_with_sharded_weights(tmp_path, monkeypatch):
+    lora = LoraConfig(r=2, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM")
+    monkeypatch.setattr(trainer_module, "is_sharded", lambda accelerator: True)
+    with pytest.raises(ValueError, match="leave lm_head out"):
+        GRPOTrainer("tiny", legs_env(), config(tmp_path), peft_config=lora)
