@@ -1,8 +1,8 @@
 """Rollouts of the next steps while this one trains.
 
 Groups are in flight all the time. A step takes the first ones that are finished, so it never waits for the
-slowest; a group whose policy is more than `max_staleness` versions old is dropped, counted, and its prompt
-used again. What a somewhat older policy sampled is corrected by the importance weights of `mismatch.py`.
+slowest; a group whose policy is more than `max_staleness` steps old is dropped, counted, and its prompt used
+again. What a somewhat older policy sampled is corrected by the importance weights of `mismatch.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class OverlappedSource(RolloutSource):
     """Keeps groups in flight between steps; needs a sampler outside of the trainer's process.
 
     With N prompts per step and staleness S, up to N (S + 1) groups are outstanding while a step is waited
-    for, and N S while it trains: started at version v, the last of them is due at version v + S.
+    for, and N S while it trains: started in step t, the last of them is due in step t + S.
     """
 
     def __init__(self, engine: RolloutEngine, stream: PromptStream, settings: SourceSettings) -> None:
@@ -47,7 +47,7 @@ class OverlappedSource(RolloutSource):
         while len(kept) < wanted:
             self._start_groups(wanted * (self.settings.max_staleness + 1) - len(kept))
             ticket, group = self._next_finished()
-            if version - oldest_version(group, version) > self.settings.max_staleness:
+            if version - oldest_version(group, version) > self.settings.max_age:
                 self._again.append(ticket)
                 num_stale += 1
             elif self._is_wanted(group, len(kept) + len(spare)):

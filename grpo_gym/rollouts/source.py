@@ -65,7 +65,8 @@ class SourceSettings:
         filter_zero_variance: leave out groups whose rewards are all equal and draw fresh prompts instead.
         max_refill: at most `max_refill * prompts_per_step` fresh prompts per step; then the step is filled
             with uninformative groups, so that it always ends and always has the same size.
-        max_staleness: how many versions old a group's policy may be; 0 is strictly on-policy.
+        max_staleness: how many steps old a group's policy may be; 0 is strictly on-policy.
+        versions_per_step: by how much the policy version rises from one step to the next.
     """
 
     prompts_per_step: int
@@ -75,6 +76,12 @@ class SourceSettings:
     filter_zero_variance: bool = False
     max_refill: float = 2.0
     max_staleness: int = 0
+    versions_per_step: int = 1
+
+    @property
+    def max_age(self) -> int:
+        """`max_staleness` in policy versions."""
+        return self.max_staleness * self.versions_per_step
 
     @property
     def max_generated(self) -> int:

@@ -99,7 +99,9 @@ class GRPOConfig(TrainingArguments):
         2.0, "Fresh prompts per step for filter_zero_variance, in multiples of a step."
     )
     max_staleness: int | None = _option(
-        None, "How many versions old rollouts may be. 0: strictly on-policy. None: 1 with a server, else 0."
+        None,
+        "How many batches old rollouts may be (a batch is num_iterations optimizer steps). 0: strictly on-policy. "
+        "None: 1 with a server, else 0.",
     )
 
     rollout_dtype: str | None = _option(

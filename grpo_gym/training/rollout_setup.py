@@ -51,6 +51,8 @@ def _build_source(args: GRPOConfig, engine: RolloutEngine, stream: PromptStream)
         filter_zero_variance=args.filter_zero_variance,
         max_refill=args.max_refill,
         max_staleness=args.resolved_max_staleness,
+        # The version is the optimizer step, and a batch of rollouts lasts for several of them.
+        versions_per_step=args.num_iterations,
     )
     source_class = OverlappedSource if settings.max_staleness else RolloutSource
     return source_class(engine, stream, settings)

@@ -230,3 +230,18 @@ def test_refills_count_in_the_passes_over_the_prompts(make_source, scripted_samp
     )
     step = source.next_step(0)
     assert step.metrics()["prompts/epochs"] == step.num_generated / 8
+
+
+def test_several_iterations_on_a_batch_make_nothing_stale(make_source, scripted_sampler):
+    """The version then rises by more than one from step to step; what was generated meanwhile is one step old."""
+    sampler = scripted_sampler(half_right)
+    source = make_source(sampler, OverlappedSource, max_staleness=1, versions_per_step=2)
+    ages = []
+    for version in (0, 2, 4, 6):
+        sampler.policy_version = version
+        step = source.next_step(version)
+        assert step.num_stale == 0
+        ages.append({version - r.policy_version for group in step.groups for r in group.rollouts})
+        for future in list(source._in_flight):
+            future.result()  # the trainer trains, and the next step's groups finish
+    assert ages == [{0}, {2}, {2}, {2}]
