@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from grpo_gym.inference.cleanup import closed_on_error
 from grpo_gym.inference.colocate import ColocatedServer
 from grpo_gym.inference.generator import GenerationResult
 from grpo_gym.inference.local_sampler import LocalSampler
@@ -146,18 +147,16 @@ class ServerBackend:
         self._sync: ServerWeightSync | None = None
         if accelerator.is_main_process:
             self._sync = ServerWeightSync(urls)
-            self._connect(self._sync, accelerator.device)
-            self.sampler = VLLMSampler(urls, model=model_name, request_timeout=request_timeout)
+            # Where one cannot be used none stays held, so that another try is not refused.
+            with closed_on_error(self._sync.close):
+                self._connect(self._sync, accelerator.device)
+                self.sampler = VLLMSampler(urls, model=model_name, request_timeout=request_timeout)
 
     def _connect(self, sync: ServerWeightSync, device: torch.device) -> None:
-        """Hold the servers; where one cannot be used none stays held, so that another try is not refused."""
-        try:
-            sync.connect(device)
-            if self._adapter is not None:
-                sync.check_adapter(self._adapter.r, self._adapter.target_modules)
-        except BaseException:
-            sync.close()
-            raise
+        """Hold the servers and see whether they can be used."""
+        sync.connect(device)
+        if self._adapter is not None:
+            sync.check_adapter(self._adapter.r, self._adapter.target_modules)
 
     def update(self, model: Any, version: int) -> None:
         """Push the weights and check with the canary that the servers' log-probs are the trainer's.
@@ -214,11 +213,8 @@ class ColocatedBackend(ServerBackend):
 
     def __init__(self, server: ColocatedServer | None, **kwargs: Any) -> None:
         self._server = server
-        try:
+        with closed_on_error(self._stop_server):
             super().__init__(**kwargs)
-        except BaseException:
-            self._stop_server()
-            raise
 
     def close(self) -> None:
         """Leave the group and stop the server."""

@@ -109,6 +109,8 @@ class RolloutEngine:
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(timeout=_CLOSE_SECONDS)
+            if not self._thread.is_alive():  # a loop that still runs cannot be closed
+                self._loop.close()
 
     async def generate_group(
         self, row: Row, num_generations: int, params: SamplingParams, seed: int | None

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from grpo_gym.inference.adapter_endpoint import ADAPTER_NAME, served_rank
 from grpo_gym.inference.backends import Backend, ColocatedBackend, LocalBackend, ServerBackend
+from grpo_gym.inference.cleanup import closed_on_error
 from grpo_gym.inference.colocate import ColocatedServer, source_flags
+from grpo_gym.inference.sampler import Sampler
 from grpo_gym.rollouts.engine import RolloutEngine
 from grpo_gym.rollouts.manager import RolloutManager
 from grpo_gym.rollouts.overlap import OverlappedSource
@@ -26,18 +28,22 @@ if TYPE_CHECKING:
 def build_rollouts(trainer: GRPOTrainer) -> RolloutManager:
     """The rollout manager of every rank; rank 0's has the engine that runs the environment."""
     backend = _build_backend(trainer)
-    source = None
-    if backend.sampler is not None:
-        args = trainer.args
-        engine = RolloutEngine(
-            trainer.env,
-            backend.sampler,
-            trainer.preflight.renderer,
-            max_retries=args.max_rollout_retries,
-            max_concurrent=args.max_concurrent_rollouts,
-        )
-        source = _build_source(args, engine, trainer.preflight.stream)
-    return RolloutManager(backend, source)
+    with closed_on_error(backend.close):
+        source = None if backend.sampler is None else _start_engine(trainer, backend.sampler)
+        return RolloutManager(backend, source)
+
+
+def _start_engine(trainer: GRPOTrainer, sampler: Sampler) -> RolloutSource:
+    args = trainer.args
+    engine = RolloutEngine(
+        trainer.env,
+        sampler,
+        trainer.preflight.renderer,
+        max_retries=args.max_rollout_retries,
+        max_concurrent=args.max_concurrent_rollouts,
+    )
+    with closed_on_error(engine.close):
+        return _build_source(args, engine, trainer.preflight.stream)
 
 
 def _build_source(args: GRPOConfig, engine: RolloutEngine, stream: PromptStream) -> RolloutSource:

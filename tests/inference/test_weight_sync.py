@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from grpo_gym.inference import weight_sync_phase
+from grpo_gym.inference.server_api import ServerError
 from grpo_gym.inference.versions import describe_versions
 from grpo_gym.inference.weight_sync import ServerWeightSync, WeightSyncError, check_canary
 from grpo_gym.inference.weight_sync_phase import Task, run_together
@@ -181,10 +182,10 @@ def test_when_no_server_is_left_the_error_names_all_of_them(servers):
         sync.push(WEIGHTS.items(), 1)
 
 
-def broken_weights(count):
+def broken_weights(count, error=None):
     """Weights whose gathering fails after `count`."""
     yield from list(WEIGHTS.items())[:count]
-    raise OSError("gathering failed")
+    raise error or OSError("gathering failed")
 
 
 def test_gathering_that_fails_at_once_leaves_the_server_alone(servers):
@@ -201,6 +202,43 @@ def test_gathering_that_fails_half_way_says_so(servers):
     with pytest.raises(WeightSyncError, match=r"could not gather its weights: gathering failed.*restart"):
         sync.push(broken_weights(6), 1)
     assert "/resume" not in servers[0].calls
+
+
+def test_an_interrupted_update_is_never_served_either(servers):
+    """Ctrl-C goes on upwards, but a push that follows it in the same process knows what it left behind."""
+    sync = connected(servers[0])
+    with pytest.raises(KeyboardInterrupt):
+        sync.push(broken_weights(6, KeyboardInterrupt()), 1)
+    assert "/resume" not in servers[0].calls
+    with pytest.raises(
+        WeightSyncError, match=r"no vf-vllm server is left.*was interrupted.*restart that server"
+    ):
+        sync.push(WEIGHTS.items(), 2)
+    sync.close()
+
+
+def test_an_interrupted_pause_is_undone(servers, monkeypatch):
+    sync = connected(servers[0])
+
+    def interrupted(phase, *_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sync, "_on_each", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            sync.push(WEIGHTS.items(), 1)
+    assert servers[0].calls[-1] == "/resume"
+    sync.push(WEIGHTS.items(), 2)
+    sync.close()
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_server_that_cannot_be_released_keeps_no_other_one_held(servers, broken):
+    sync = connected(*servers)
+    servers[broken].fail_at = "/release_weights"
+    with pytest.raises(ServerError, match="the worker broke"):
+        sync.close()
+    assert [server.calls[-1] for server in servers] == ["/release_weights"] * 2
 
 
 def test_a_server_that_hangs_is_named_with_its_phase(servers):

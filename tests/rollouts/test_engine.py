@@ -188,3 +188,12 @@ def test_a_batching_sampler_hears_of_every_rollout(run, scripted_sampler):
     _, groups = run(env, sampler, num_rows=2)
     assert sampler.batches == [8, 7]
     assert all(r.is_valid for group in groups for r in group.rollouts)
+
+
+def test_closing_gives_the_event_loop_back(run, echo_env, scripted_sampler):
+    engine, _ = run(echo_env, scripted_sampler(lambda prompt, n: "x"))
+    engine.close()
+    assert engine._loop.is_closed()
+    engine.close()  # a second time does nothing
+    with pytest.raises(RuntimeError, match="the rollout engine is closed"):
+        engine.submit({}, 1, PARAMS, 0)

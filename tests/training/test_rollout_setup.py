@@ -1,5 +1,10 @@
 """How a trainer's settings become backend, engine and orchestrator, without servers and weights."""
 
+from types import SimpleNamespace
+
+import pytest
+
+from grpo_gym.rollouts.engine import RolloutEngine
 from grpo_gym.rollouts.overlap import OverlappedSource
 from grpo_gym.training import rollout_setup
 from tests.training.test_trainer import config
@@ -11,3 +16,31 @@ def test_staleness_counts_batches_whatever_the_iterations(tmp_path):
     assert isinstance(source, OverlappedSource)
     assert source.settings.max_staleness == 2
     assert source.settings.max_age == 6
+
+
+@pytest.mark.parametrize("broken", ["RolloutEngine", "_build_source"])
+def test_what_was_started_is_closed_when_the_rest_cannot_be_built(
+    tmp_path, monkeypatch, echo_env, scripted_sampler, broken
+):
+    closed, engines = [], []
+
+    class Engine(RolloutEngine):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            engines.append(self)
+
+    def fail(*_, **__):
+        raise OSError("no threads left")
+
+    backend = SimpleNamespace(sampler=scripted_sampler(None), close=lambda: closed.append("backend"))
+    trainer = SimpleNamespace(
+        env=echo_env, args=config(tmp_path), preflight=SimpleNamespace(renderer=None, stream=None)
+    )
+    monkeypatch.setattr(rollout_setup, "_build_backend", lambda trainer: backend)
+    monkeypatch.setattr(rollout_setup, "RolloutEngine", Engine)
+    monkeypatch.setattr(rollout_setup, broken, fail)
+    with pytest.raises(OSError, match="no threads left"):
+        rollout_setup.build_rollouts(trainer)
+    assert closed == ["backend"]
+    assert all(engine._loop.is_closed() for engine in engines)
+    assert len(engines) == (broken == "_build_source")
