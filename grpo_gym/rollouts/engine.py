@@ -21,6 +21,7 @@ from grpo_gym.rollouts.chat import ChatRenderer
 from grpo_gym.rollouts.convert import PROMPT_TOO_LONG, messages_text, rollout_from_output
 from grpo_gym.rollouts.prompts import Row
 from grpo_gym.rollouts.scoring import SCORER_ERROR_KEY, record_scorer_errors
+from grpo_gym.rollouts.slots import RolloutSlots
 from grpo_gym.rollouts.token_client import TokenClient, mix_seed
 from grpo_gym.rollouts.types import Rollout, RolloutGroup
 
@@ -50,7 +51,7 @@ class RolloutEngine:
         sampler: where tokens come from.
         renderer: messages to ids.
         max_retries: how often a failed rollout is tried again.
-        max_concurrent: rollouts in flight at once.
+        max_concurrent: rollouts in flight at once; a group that is larger runs alone.
     """
 
     def __init__(
@@ -67,8 +68,7 @@ class RolloutEngine:
         self.max_retries = max_retries
         self.failures: Counter[str] = Counter()
         self._counting = sampler if isinstance(sampler, CountsRollouts) else None
-        self._max_concurrent = max_concurrent
-        self._slots: asyncio.Semaphore | None = None
+        self._slots = RolloutSlots(max_concurrent)
         record_scorer_errors(env)
         env._cleanup_handlers.append(self._rollout_ended)
         self._loop = asyncio.new_event_loop()
@@ -116,7 +116,7 @@ class RolloutEngine:
         self, row: Row, num_generations: int, params: SamplingParams, seed: int | None
     ) -> RolloutGroup:
         """One group of `num_generations` scored rollouts of `row`."""
-        async with self._slot_semaphore(num_generations):
+        async with self._slots.taken(num_generations):
             rollouts = await self._attempt(row, num_generations, params, seed)
             for retry in range(1, self.max_retries + 1):
                 failed = [i for i, r in enumerate(rollouts) if _worth_retrying(r)]
@@ -180,12 +180,6 @@ class RolloutEngine:
         fresh = await self._attempt(row, len(failed), params, seed)
         replacement = dict(zip(failed, fresh, strict=True))
         return [replacement.get(i, rollout) for i, rollout in enumerate(rollouts)]
-
-    def _slot_semaphore(self, num_generations: int) -> asyncio.Semaphore:
-        # Made inside the loop, and counted in groups: half-started groups would hold slots for nothing.
-        if self._slots is None:
-            self._slots = asyncio.Semaphore(max(1, self._max_concurrent // num_generations))
-        return self._slots
 
     async def _shut_down(self) -> None:
         pending = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
