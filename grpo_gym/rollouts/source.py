@@ -22,7 +22,7 @@ class StepRollouts:
         groups: what is trained on.
         seconds: how long the trainer waited for them.
         num_generated: groups generated, with those that were then left out.
-        num_uninformative: generated groups whose rewards are all equal.
+        num_uninformative: groups whose rewards are all equal, among those that were not stale.
         num_stale: groups dropped because the policy had moved on too far.
         spread: share of the generated groups of each task whose rewards differ.
         prompt_epochs: passes over the prompts so far; refills draw more prompts than the steps of an epoch count.
@@ -43,9 +43,9 @@ class StepRollouts:
 
     def metrics(self) -> dict[str, float]:
         """What was left out on the way to the step."""
-        generated = max(1, self.num_generated)
+        judged = max(1, self.num_generated - self.num_stale)
         return {
-            "informative_fraction": 1.0 - self.num_uninformative / generated,
+            "informative_fraction": 1.0 - self.num_uninformative / judged,
             "rollouts/groups_generated": float(self.num_generated),
             "rollouts/groups_stale": float(self.num_stale),
             **{f"spread/{task}": share for task, share in self.spread.items()},

@@ -245,3 +245,15 @@ def test_several_iterations_on_a_batch_make_nothing_stale(make_source, scripted_
         for future in list(source._in_flight):
             future.result()  # the trainer trains, and the next step's groups finish
     assert ages == [{0}, {2}, {2}, {2}]
+
+
+def test_stale_groups_do_not_count_as_informative(make_source, scripted_sampler):
+    sampler = scripted_sampler(lambda prompt, n: "<answer>no</answer>")
+    source = make_source(sampler, OverlappedSource, max_staleness=1)
+    source.next_step(0)
+    for future in list(source._in_flight):
+        future.result()
+    sampler.policy_version = 5
+    step = source.next_step(5)
+    assert step.num_stale > 0
+    assert step.metrics()["informative_fraction"] == 0.0
