@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -76,10 +76,18 @@ class RolloutEngine:
         self._thread.start()
 
     def submit(
-        self, row: Row, num_generations: int, params: SamplingParams, seed: int | None
+        self,
+        row: Row,
+        num_generations: int,
+        params: SamplingParams,
+        seed: int | None,
+        on_start: Callable[[], None] | None = None,
     ) -> Future[RolloutGroup]:
-        """Start one group; the future resolves to it."""
-        return self.run(self.generate_group(row, num_generations, params, seed))
+        """Start one group; the future resolves to it. Cancelling the future ends the group's requests.
+
+        `on_start` is called, on the event loop, when the group's turn has come.
+        """
+        return self.run(self.generate_group(row, num_generations, params, seed, on_start))
 
     def generate(
         self, rows: Sequence[Row], num_generations: int, params: SamplingParams, seeds: Sequence[int | None]
@@ -113,10 +121,17 @@ class RolloutEngine:
                 self._loop.close()
 
     async def generate_group(
-        self, row: Row, num_generations: int, params: SamplingParams, seed: int | None
+        self,
+        row: Row,
+        num_generations: int,
+        params: SamplingParams,
+        seed: int | None,
+        on_start: Callable[[], None] | None = None,
     ) -> RolloutGroup:
         """One group of `num_generations` scored rollouts of `row`."""
         async with self._slots.taken(num_generations):
+            if on_start is not None:
+                on_start()
             rollouts = await self._attempt(row, num_generations, params, seed)
             for retry in range(1, self.max_retries + 1):
                 failed = [i for i, r in enumerate(rollouts) if _worth_retrying(r)]

@@ -21,9 +21,9 @@ class StepRollouts:
     Attributes:
         groups: what is trained on.
         seconds: how long the trainer waited for them.
-        num_generated: groups generated, with those that were then left out.
+        num_generated: groups generated or begun, with those that were then left out.
         num_uninformative: groups whose rewards are all equal, among those that were not stale.
-        num_stale: groups dropped because the policy had moved on too far.
+        num_stale: groups dropped or stopped because the policy had moved on too far.
         spread: share of the generated groups of each task whose rewards differ.
         prompt_epochs: passes over the prompts so far; refills draw more prompts than the steps of an epoch count.
     """
