@@ -22,6 +22,7 @@ from grpo_gym.rollouts.source import (
     SourceSettings,
     StepRollouts,
     check_some_rollout_is_valid,
+    policy_ages,
     spread_by_task,
 )
 from grpo_gym.rollouts.types import RolloutGroup
@@ -78,6 +79,7 @@ class OverlappedSource(RolloutSource):
             num_stale=num_stale,
             spread=spread_by_task(generated),
             prompt_epochs=self.stream.epochs,
+            ages=policy_ages(groups, version, self.settings.versions_per_step),
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class StepRollouts:
         num_stale: groups dropped or stopped because the policy had moved on too far.
         spread: share of the generated groups of each task whose rewards differ.
         prompt_epochs: passes over the prompts so far; refills draw more prompts than the steps of an epoch count.
+        ages: how many steps old the policy of each valid rollout was when the step got it.
     """
 
     groups: list[RolloutGroup]
@@ -35,6 +36,7 @@ class StepRollouts:
     num_stale: int = 0
     spread: dict[str, float] = field(default_factory=dict)
     prompt_epochs: float = 0.0
+    ages: list[float] = field(default_factory=list)
 
     @property
     def num_completion_tokens(self) -> int:
@@ -50,7 +52,14 @@ class StepRollouts:
             "rollouts/groups_stale": float(self.num_stale),
             **{f"spread/{task}": share for task, share in self.spread.items()},
             "prompts/epochs": self.prompt_epochs,
+            **self._age_metrics(),
         }
+
+    def _age_metrics(self) -> dict[str, float]:
+        if not self.ages:  # from a checkpoint
+            return {}
+        mean = sum(self.ages) / len(self.ages)
+        return {"rollouts/staleness/mean": mean, "rollouts/staleness/max": max(self.ages)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +135,7 @@ class RolloutSource:
             num_uninformative=sum(not group.has_spread for group in generated),
             spread=spread_by_task(generated),
             prompt_epochs=self.stream.epochs,
+            ages=policy_ages(groups, version, self.settings.versions_per_step),
         )
 
     def evaluate(self, rows: Sequence[Row], num_samples: int, params: SamplingParams) -> list[RolloutGroup]:
@@ -161,6 +171,11 @@ def spread_by_task(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     for group in groups:
         by_task.setdefault(group.task, []).append(group.has_spread)
     return {task: sum(spreads) / len(spreads) for task, spreads in sorted(by_task.items())}
+
+
+def policy_ages(groups: Sequence[RolloutGroup], version: int, versions_per_step: int) -> list[float]:
+    """How many steps old the policy of each valid rollout is at policy version `version`."""
+    return [(version - r.policy_version) / versions_per_step for g in groups for r in g.valid_rollouts]
 
 
 def check_some_rollout_is_valid(groups: Sequence[RolloutGroup]) -> None:

@@ -292,6 +292,8 @@ def test_several_iterations_on_a_batch_make_nothing_stale(make_source, scripted_
         step = source.next_step(version)
         assert step.num_stale == 0
         ages.append({version - r.policy_version for group in step.groups for r in group.rollouts})
+        metrics = step.metrics()
+        assert metrics["rollouts/staleness/max"] == metrics["rollouts/staleness/mean"] == min(version, 1)
         for future in list(source._in_flight):
             future.result()  # the trainer trains, and the next step's groups finish
     assert ages == [{0}, {2}, {2}, {2}]
