@@ -108,10 +108,24 @@ class LocalBackend:
         return self._copy if self._copy is not None else self._live
 
     def _fill_copy(self, model: Any) -> None:
-        targets = dict(self._copy.named_parameters()) if self._copy is not None else {}
+        """Gather the weights on every rank; rank 0 keeps them.
+
+        Raises:
+            RuntimeError: a parameter of the copy got none.
+        """
+        targets = {} if self._copy is None else dict(self._copy.named_parameters(remove_duplicate=False))
+        filled: set[int] = set()
         for name, weight in iter_full_weights(model):
-            if name in targets:
+            # Tied weights come once, under any of their names.
+            if name in targets and id(targets[name]) not in filled:
                 targets[name].data.copy_(weight)
+                filled.add(id(targets[name]))
+        empty = [name for name, target in targets.items() if id(target) not in filled]
+        if empty:
+            raise RuntimeError(
+                f"{len(empty)} parameters of the model that generates got no weights, the first is {empty[0]!r}: they "
+                "have other names in the trained model. Sample with use_vllm=true, or leave out rollout_dtype."
+            )
 
 
 class ServerBackend:
