@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grpo_gym.inference.adapter_endpoint import ADAPTER_NAME, served_rank
@@ -98,6 +99,7 @@ def _build_backend(trainer: GRPOTrainer) -> Backend:
             gpu_memory_utilization=args.vllm_gpu_memory_utilization,
             max_model_len=preflight.max_prompt_len + args.max_completion_length,
             extra_args=[*source_flags(args.model_init_kwargs), *_adapter_flags(adapter)],
+            log_path=Path(str(args.output_dir), "logs", "vf-vllm.log"),
         )
         server.start(timeout=args.vllm_server_timeout)
     return ColocatedBackend(server, urls=[server.base_url] if server else [""], **common)

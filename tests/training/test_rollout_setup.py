@@ -44,3 +44,40 @@ def test_what_was_started_is_closed_when_the_rest_cannot_be_built(
     assert closed == ["backend"]
     assert all(engine._loop.is_closed() for engine in engines)
     assert len(engines) == (broken == "_build_source")
+
+
+class NeverStarted:
+    """Stands in for `ColocatedServer` and remembers its settings."""
+
+    base_url = "http://127.0.0.1:1"
+
+    def __init__(self, model, **settings):
+        self.settings = settings
+
+    def start(self, timeout):
+        pass
+
+
+def bare_trainer(args):
+    return SimpleNamespace(
+        args=args,
+        model=None,
+        accelerator=SimpleNamespace(is_main_process=True, unwrap_model=lambda model: model),
+        preflight=SimpleNamespace(model_name="tiny", served_model_name="tiny", max_prompt_len=64),
+    )
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """The settings with which a backend is built, instead of the backend."""
+    monkeypatch.setattr(rollout_setup, "ColocatedServer", NeverStarted)
+    monkeypatch.setattr(rollout_setup, "Canary", lambda trainer: None)
+    for name in ("ServerBackend", "ColocatedBackend"):
+        monkeypatch.setattr(rollout_setup, name, lambda server=None, **more: {"server": server, **more})
+    return lambda args: rollout_setup._build_backend(bare_trainer(args))
+
+
+def test_a_colocated_servers_log_is_among_the_runs_own(tmp_path, built):
+    args = config(tmp_path, use_vllm=True, vllm_mode="colocate")
+    server = built(args)["server"]
+    assert server.settings["log_path"] == tmp_path / "out" / "logs" / "vf-vllm.log"
