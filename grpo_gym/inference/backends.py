@@ -142,6 +142,7 @@ class ServerBackend:
         server_timeout: seconds to wait at a weight sync for a server to come back, when all are gone.
         canary: compares log-probs after every sync.
         adapter: a `LoraConfig` when only the LoRA adapter is sent; None sends whole weights.
+        takeover: use servers that another trainer holds.
     """
 
     def __init__(
@@ -153,6 +154,7 @@ class ServerBackend:
         server_timeout: float,
         canary: LogprobCanary,
         adapter: Any | None = None,
+        takeover: bool = False,
     ) -> None:
         self._adapter = adapter
         self._server_timeout = server_timeout
@@ -163,12 +165,12 @@ class ServerBackend:
             self._sync = ServerWeightSync(urls)
             # Where one cannot be used none stays held, so that another try is not refused.
             with closed_on_error(self._sync.close):
-                self._connect(self._sync, accelerator.device)
+                self._connect(self._sync, accelerator.device, takeover)
                 self.sampler = VLLMSampler(urls, model=model_name, request_timeout=request_timeout)
 
-    def _connect(self, sync: ServerWeightSync, device: torch.device) -> None:
+    def _connect(self, sync: ServerWeightSync, device: torch.device, takeover: bool) -> None:
         """Hold the servers and see whether they can be used."""
-        sync.connect(device)
+        sync.connect(device, force=takeover)
         if self._adapter is not None:
             sync.check_adapter(self._adapter.r, self._adapter.target_modules)
 

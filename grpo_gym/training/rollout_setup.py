@@ -91,7 +91,7 @@ def _build_backend(trainer: GRPOTrainer) -> Backend:
         "canary": Canary(trainer),
     }
     if args.vllm_mode == "server":
-        return ServerBackend(urls=args.server_urls, **common)
+        return ServerBackend(urls=args.server_urls, takeover=args.vllm_server_takeover, **common)
     server = None
     if trainer.accelerator.is_main_process:
         server = ColocatedServer(

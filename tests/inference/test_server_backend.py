@@ -115,3 +115,10 @@ def test_without_a_sampler_no_server_stays_held(servers, monkeypatch):
     with pytest.raises(OSError, match="no sockets left"):
         make_backend(servers)
     assert [server.calls[-1] for server in servers] == ["/release_weights"] * 2
+
+
+@pytest.mark.parametrize("takeover", [False, True])
+def test_a_server_is_taken_over_only_when_asked(servers, takeover):
+    made = make_backend(servers, takeover=takeover)
+    made.close()
+    assert [server.forced for server in servers] == [takeover] * 2

@@ -15,6 +15,7 @@ from grpo_gym.inference.weight_sync import ServerWeightSync, WeightSyncError, ch
 from grpo_gym.inference.weight_sync_phase import Task, run_together
 from grpo_gym.inference.weight_transfer_buckets import BucketSpec
 from grpo_gym.inference.weight_transfer_group import GlooGroup, Rendezvous, join_store
+from grpo_gym.inference.weight_transfer_guard import FORCE_HEADER
 
 WEIGHTS = {f"layer.{i}": torch.full((40, 5), float(i)) for i in range(10)}
 BUCKET_BYTES = 2000  # two layers
@@ -31,6 +32,7 @@ class StandIn(ThreadingHTTPServer):
         self.info = {"backend": "gloo", "trainer": None, "instance": "first", **describe_versions()}
         self.calls, self.weights = [], {}
         self.fail_at, self.hang_at = None, None
+        self.forced = False
         self.group = None
         self.stopped = threading.Event()
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -69,6 +71,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         path = self.path.partition("?")[0]
+        self.server.forced |= self.headers.get(FORCE_HEADER) == "1"
         try:
             self.reply(200, self.server.answer(path, body))
         except RuntimeError as error:

@@ -81,3 +81,9 @@ def test_a_colocated_servers_log_is_among_the_runs_own(tmp_path, built):
     args = config(tmp_path, use_vllm=True, vllm_mode="colocate")
     server = built(args)["server"]
     assert server.settings["log_path"] == tmp_path / "out" / "logs" / "vf-vllm.log"
+
+
+@pytest.mark.parametrize("takeover", [False, True])
+def test_the_setting_for_a_takeover_reaches_the_backend(tmp_path, built, takeover):
+    args = config(tmp_path, use_vllm=True, vllm_server_takeover=takeover)
+    assert built(args)["takeover"] is takeover
