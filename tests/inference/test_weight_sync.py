@@ -220,6 +220,23 @@ def test_an_interrupted_update_is_never_served_either(servers):
     sync.close()
 
 
+def test_an_interrupted_adapter_is_never_served_either(servers, monkeypatch):
+    sync = connected(servers[0])
+    on_each = sync._on_each
+
+    def interrupted(phase, tasks):
+        if phase == "load the adapter":
+            raise KeyboardInterrupt
+        on_each(phase, tasks)
+
+    monkeypatch.setattr(sync, "_on_each", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sync.push_adapter(b"", 1)
+    assert "/resume" not in servers[0].calls
+    assert sync.instances == {}
+    sync.close()
+
+
 def test_an_interrupted_pause_is_undone(servers, monkeypatch):
     sync = connected(servers[0])
 
