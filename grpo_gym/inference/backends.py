@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from grpo_gym.inference.cleanup import closed_on_error
 from grpo_gym.inference.colocate import ColocatedServer
 from grpo_gym.inference.generator import GenerationResult
 from grpo_gym.inference.local_sampler import LocalSampler
@@ -107,10 +108,24 @@ class LocalBackend:
         return self._copy if self._copy is not None else self._live
 
     def _fill_copy(self, model: Any) -> None:
-        targets = dict(self._copy.named_parameters()) if self._copy is not None else {}
+        """Gather the weights on every rank; rank 0 keeps them.
+
+        Raises:
+            RuntimeError: a parameter of the copy got none.
+        """
+        targets = {} if self._copy is None else dict(self._copy.named_parameters(remove_duplicate=False))
+        filled: set[int] = set()
         for name, weight in iter_full_weights(model):
-            if name in targets:
+            # Tied weights come once, under any of their names.
+            if name in targets and id(targets[name]) not in filled:
                 targets[name].data.copy_(weight)
+                filled.add(id(targets[name]))
+        empty = [name for name, target in targets.items() if id(target) not in filled]
+        if empty:
+            raise RuntimeError(
+                f"{len(empty)} parameters of the model that generates got no weights, the first is {empty[0]!r}: they "
+                "have other names in the trained model. Sample with use_vllm=true, or leave out rollout_dtype."
+            )
 
 
 class ServerBackend:
@@ -127,6 +142,7 @@ class ServerBackend:
         server_timeout: seconds to wait at a weight sync for a server to come back, when all are gone.
         canary: compares log-probs after every sync.
         adapter: a `LoraConfig` when only the LoRA adapter is sent; None sends whole weights.
+        takeover: use servers that another trainer holds.
     """
 
     def __init__(
@@ -138,6 +154,7 @@ class ServerBackend:
         server_timeout: float,
         canary: LogprobCanary,
         adapter: Any | None = None,
+        takeover: bool = False,
     ) -> None:
         self._adapter = adapter
         self._server_timeout = server_timeout
@@ -146,18 +163,16 @@ class ServerBackend:
         self._sync: ServerWeightSync | None = None
         if accelerator.is_main_process:
             self._sync = ServerWeightSync(urls)
-            self._connect(self._sync, accelerator.device)
-            self.sampler = VLLMSampler(urls, model=model_name, request_timeout=request_timeout)
+            # Where one cannot be used none stays held, so that another try is not refused.
+            with closed_on_error(self._sync.close):
+                self._connect(self._sync, accelerator.device, takeover)
+                self.sampler = VLLMSampler(urls, model=model_name, request_timeout=request_timeout)
 
-    def _connect(self, sync: ServerWeightSync, device: torch.device) -> None:
-        """Hold the servers; where one cannot be used none stays held, so that another try is not refused."""
-        try:
-            sync.connect(device)
-            if self._adapter is not None:
-                sync.check_adapter(self._adapter.r, self._adapter.target_modules)
-        except BaseException:
-            sync.close()
-            raise
+    def _connect(self, sync: ServerWeightSync, device: torch.device, takeover: bool) -> None:
+        """Hold the servers and see whether they can be used."""
+        sync.connect(device, force=takeover)
+        if self._adapter is not None:
+            sync.check_adapter(self._adapter.r, self._adapter.target_modules)
 
     def update(self, model: Any, version: int) -> None:
         """Push the weights and check with the canary that the servers' log-probs are the trainer's.
@@ -214,11 +229,8 @@ class ColocatedBackend(ServerBackend):
 
     def __init__(self, server: ColocatedServer | None, **kwargs: Any) -> None:
         self._server = server
-        try:
+        with closed_on_error(self._stop_server):
             super().__init__(**kwargs)
-        except BaseException:
-            self._stop_server()
-            raise
 
     def close(self) -> None:
         """Leave the group and stop the server."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -32,7 +33,8 @@ class ColocatedServer:
         max_model_len: longest sequence; None lets vLLM read it from the model.
         port: 0 takes a free one.
         extra_args: more vf-vllm flags.
-        log_path: where the server's output goes; a temporary file when None.
+        log_path: the server's output is appended to it. None: a temporary file, removed with its folder when a server
+            that had come up is stopped.
     """
 
     def __init__(
@@ -62,7 +64,12 @@ class ColocatedServer:
             # NCCL refuses two processes on one GPU: weights go by way of the CPU.
             self._command += ["--weight-transfer-config", '{"backend": "gloo"}']
         self._command += extra_args
-        self.log_path = Path(log_path or Path(tempfile.mkdtemp(prefix="vf-vllm-log-")) / "server.log")
+        self._temporary_folder: str | None = None
+        if log_path is None:
+            self._temporary_folder = tempfile.mkdtemp(prefix="vf-vllm-log-")
+            log_path = Path(self._temporary_folder, "server.log")
+        self.log_path = Path(log_path)
+        self._came_up = False
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, timeout: float = 240.0) -> None:
@@ -89,12 +96,13 @@ class ColocatedServer:
         ):
             environment.pop(name, None)
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        with self.log_path.open("wb") as log:
+        with self.log_path.open("ab") as log:  # a run may start its server more than once
             self._process = subprocess.Popen(
                 self._command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
             )
         atexit.register(self.stop)
         self._wait(timeout)
+        self._came_up = True
 
     def stop(self) -> None:
         """Stop the server and every process it started."""
@@ -102,12 +110,16 @@ class ColocatedServer:
         if process is None:
             return
         atexit.unregister(self.stop)
+        was_well = self._came_up and process.poll() is None
         _signal_group(process, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_STOP_SECONDS)
         # Also when it ended by itself: its workers may have outlived it.
         _signal_group(process, signal.SIGKILL)
         process.wait()
+        self._came_up = False
+        if was_well and self._temporary_folder is not None:  # else the log says what went wrong
+            shutil.rmtree(self._temporary_folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
         self.start()

@@ -59,7 +59,13 @@ class ImagePrompt:
 
 
 class Sampler(Protocol):
-    """Samples one completion for a tokenized prompt."""
+    """Samples one completion for a tokenized prompt.
+
+    Attributes:
+        policy_version: the version of the weights that a sample begun now is from.
+    """
+
+    policy_version: int
 
     async def sample(
         self, prompt_ids: list[int], params: SamplingParams, images: ImagePrompt | None = None

@@ -8,6 +8,7 @@ it, and has to be started again. Where there are several servers the push goes o
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import time
@@ -133,8 +134,8 @@ class ServerWeightSync:
         buckets = self._buckets(weights)
         with self.clock.phase("first fill"):
             first = next(buckets)  # trouble with gathering shows before a server is touched
-        self._on_all("pause", "/pause?mode=keep")
-        try:
+        self._pause()
+        with self._lost_on_error():
             self._on_all("start", "/start_weight_update")
             send_buckets(
                 itertools.chain([first], buckets), self._send, self.clock,
@@ -143,13 +144,6 @@ class ServerWeightSync:
             self._on_all("finish", "/finish_weight_update", {"weight_version": str(version)})
             self._on_all("clear the prefix cache", "/reset_prefix_cache?reset_running_requests=true")
             self._on_all("resume", "/resume")
-        except WeightSyncError:
-            raise
-        except Exception as error:
-            message = f"the trainer could not gather its weights: {error}.{RESTART_ADVICE}"
-            for link in self._live():
-                link.lose(message, half_loaded=True)
-            raise WeightSyncError(message) from error
 
     def check_adapter(self, rank: int, modules: Iterable[str]) -> None:
         """Raise a ValueError when a server does not serve LoRA adapters of this rank on these modules."""
@@ -169,12 +163,13 @@ class ServerWeightSync:
         if not self._live():
             raise self._nobody_left(", since an earlier weight sync broke off")
         self.clock = PhaseClock()
-        self._on_all("pause", "/pause?mode=keep")
-        with self.clock.phase("send"):
-            self._on_each("load the adapter", lambda link: [link.send_task(ADAPTER_PATH, adapter)])
-        self._on_all("set the version", "/update_weight_version", {"new_version": str(version)})
-        self._on_all("clear the prefix cache", "/reset_prefix_cache?reset_running_requests=true")
-        self._on_all("resume", "/resume")
+        self._pause()
+        with self._lost_on_error():
+            with self.clock.phase("send"):
+                self._on_each("load the adapter", lambda link: [link.send_task(ADAPTER_PATH, adapter)])
+            self._on_all("set the version", "/update_weight_version", {"new_version": str(version)})
+            self._on_all("clear the prefix cache", "/reset_prefix_cache?reset_running_requests=true")
+            self._on_all("resume", "/resume")
 
     def drop(self, url: str, reason: str) -> None:
         """Leave a server out until it is found well by `refresh`.
@@ -189,9 +184,10 @@ class ServerWeightSync:
 
     def close(self) -> None:
         """Leave the groups and release the servers for another trainer; a server that is gone is no error."""
-        for link in self._links:
-            link.close()
-        self._pool.clear()
+        with contextlib.ExitStack() as stack:  # one that fails keeps no other one held
+            stack.callback(self._pool.clear)
+            for link in self._links:
+                stack.callback(link.close)
 
     def _live(self) -> list[ServerLink]:
         return [link for link in self._links if not link.lost]
@@ -226,6 +222,39 @@ class ServerWeightSync:
             return [link.task("/update_weights", body), Task(link.url, "trainer", bind(link.broadcast, flat))]
 
         self._on_each(f"update weights ({spec.names[0]} ... {spec.names[-1]})", both_sides)
+
+    @contextlib.contextmanager
+    def _lost_on_error(self) -> Iterator[None]:
+        """Leave out every server when the trainer fails between pause and resume, or is interrupted (Ctrl-C).
+
+        Raises:
+            WeightSyncError: for a failure; an interrupt goes on as what it is.
+        """
+        try:
+            yield
+        except WeightSyncError:
+            raise
+        except BaseException as error:
+            is_failure = isinstance(error, Exception)
+            reason = f"could not gather its weights: {error}" if is_failure else "was interrupted"
+            message = f"the trainer {reason}.{RESTART_ADVICE}"
+            for link in self._live():
+                link.lose(message, half_loaded=True)
+            if is_failure:
+                raise WeightSyncError(message) from error
+            _log.warning("weight sync: %s", message)
+            raise
+
+    def _pause(self) -> None:
+        """Pause every server; an interrupted pause is undone, since no weight has changed yet."""
+        try:
+            self._on_all("pause", "/pause?mode=keep")
+        except WeightSyncError:
+            raise
+        except BaseException:
+            for link in self._live():
+                link.resume_if_up()
+            raise
 
     def _on_all(self, phase: str, path: str, body: dict[str, Any] | None = None) -> None:
         with self.clock.phase(phase):

@@ -148,10 +148,12 @@ class ServerLink:
 
     def close(self) -> None:
         """Leave the group and release the server; one that is gone is no error."""
-        self._leave_group()
         held, self._holds_server = self._holds_server, False
-        if held and self.api.is_healthy():
-            self.api.post(RELEASE_PATH, timeout=self._timeout)
+        try:
+            self._leave_group()
+        finally:
+            if held and self.api.is_healthy():
+                self.api.post(RELEASE_PATH, timeout=self._timeout)
 
     def _leave_group(self) -> None:
         if self._group is not None:

@@ -4,7 +4,8 @@ vLLM opens its weight endpoints to everyone who can reach the port. This middlew
 - lets everybody generate, but asks for the run's token (`X-VF-Token`) on every path it does not know to be
   harmless, when the server has a token (always, when it is bound to anything but this machine);
 - keeps one trainer per server: the first `/hold_weights` or `/init_weight_transfer_engine` takes a lease, a
-  second trainer gets HTTP 409 until the first has released it (`POST /release_weights`) or has died;
+  second trainer gets HTTP 409 until the first has released it (`POST /release_weights`) or has died. Whether a
+  trainer on another machine has died cannot be seen from here: `X-VF-Force` takes its lease;
 - closes `/collective_rpc`, which calls any worker method, unless the server is bound to this machine only;
 - answers `GET /vf_info`, from which a trainer learns how weights travel, which versions run, and which start of
   the server this is (`instance`);
@@ -268,7 +269,9 @@ class WeightSyncGuard:
             return None
         if holder is not None:
             return refuse(
-                409, f"Another trainer holds this server: {holder}. Stop it, or use another server."
+                409,
+                f"Another trainer holds this server: {holder}. Stop it, or use another server; if it was killed on "
+                "another machine, take the server over with vllm_server_takeover=true.",
             )
         if path == RELEASE_PATH:
             self._lease.release(trainer)

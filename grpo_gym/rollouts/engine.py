@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -23,6 +23,7 @@ from grpo_gym.rollouts.chat import ChatRenderer
 from grpo_gym.rollouts.convert import PROMPT_TOO_LONG, SCORING_FAILED, messages_text, rollout_from_output
 from grpo_gym.rollouts.prompts import Row
 from grpo_gym.rollouts.scoring import SCORER_ERROR_KEY, record_scorer_errors
+from grpo_gym.rollouts.slots import RolloutSlots
 from grpo_gym.rollouts.token_client import TokenClient, mix_seed
 from grpo_gym.rollouts.types import Rollout, RolloutGroup
 
@@ -53,7 +54,7 @@ class RolloutEngine:
         sampler: where tokens come from.
         renderer: messages to ids.
         max_retries: how often a rollout that could not be generated is tried again.
-        max_concurrent: rollouts in flight at once.
+        max_concurrent: rollouts in flight at once; a group that is larger runs alone.
     """
 
     def __init__(
@@ -70,8 +71,7 @@ class RolloutEngine:
         self.max_retries = max_retries
         self.failures: Counter[str] = Counter()
         self._counting = sampler if isinstance(sampler, CountsRollouts) else None
-        self._max_concurrent = max_concurrent
-        self._slots: asyncio.Semaphore | None = None
+        self._slots = RolloutSlots(max_concurrent)
         score_in_workers(env)
         record_scorer_errors(env)
         env._cleanup_handlers.append(self._rollout_ended)
@@ -80,10 +80,18 @@ class RolloutEngine:
         self._thread.start()
 
     def submit(
-        self, row: Row, num_generations: int, params: SamplingParams, seed: int | None
+        self,
+        row: Row,
+        num_generations: int,
+        params: SamplingParams,
+        seed: int | None,
+        on_start: Callable[[], None] | None = None,
     ) -> Future[RolloutGroup]:
-        """Start one group; the future resolves to it."""
-        return self.run(self.generate_group(row, num_generations, params, seed))
+        """Start one group; the future resolves to it. Cancelling the future ends the group's requests.
+
+        `on_start` is called, on the event loop, when the group's turn has come.
+        """
+        return self.run(self.generate_group(row, num_generations, params, seed, on_start))
 
     def generate(
         self, rows: Sequence[Row], num_generations: int, params: SamplingParams, seeds: Sequence[int | None]
@@ -113,12 +121,21 @@ class RolloutEngine:
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(timeout=_CLOSE_SECONDS)
+            if not self._thread.is_alive():  # a loop that still runs cannot be closed
+                self._loop.close()
 
     async def generate_group(
-        self, row: Row, num_generations: int, params: SamplingParams, seed: int | None
+        self,
+        row: Row,
+        num_generations: int,
+        params: SamplingParams,
+        seed: int | None,
+        on_start: Callable[[], None] | None = None,
     ) -> RolloutGroup:
         """One group of `num_generations` scored rollouts of `row`."""
-        async with self._slot_semaphore(num_generations):
+        async with self._slots.taken(num_generations):
+            if on_start is not None:
+                on_start()
             rollouts = await self._attempt(row, num_generations, params, seed)
             for retry in range(1, self.max_retries + 1):
                 failed = [i for i, r in enumerate(rollouts) if _worth_retrying(r)]
@@ -182,12 +199,6 @@ class RolloutEngine:
         fresh = await self._attempt(row, len(failed), params, seed)
         replacement = dict(zip(failed, fresh, strict=True))
         return [replacement.get(i, rollout) for i, rollout in enumerate(rollouts)]
-
-    def _slot_semaphore(self, num_generations: int) -> asyncio.Semaphore:
-        # Made inside the loop, and counted in groups: half-started groups would hold slots for nothing.
-        if self._slots is None:
-            self._slots = asyncio.Semaphore(max(1, self._max_concurrent // num_generations))
-        return self._slots
 
     async def _shut_down(self) -> None:
         pending = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]

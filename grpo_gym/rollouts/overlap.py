@@ -1,8 +1,9 @@
 """Rollouts of the next steps while this one trains.
 
 Groups are in flight all the time. A step takes the first ones that are finished, so it never waits for the
-slowest; a group whose policy is more than `max_staleness` versions old is dropped, counted, and its prompt
-used again. What a somewhat older policy sampled is corrected by the importance weights of `mismatch.py`.
+slowest; a group whose policy is more than `max_staleness` steps old is dropped, counted, and its prompt used
+again; one that can only become too old is stopped. What a somewhat older policy sampled is corrected by the
+importance weights of `mismatch.py`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import time
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from grpo_gym.rollouts.engine import RolloutEngine
@@ -19,21 +22,30 @@ from grpo_gym.rollouts.source import (
     SourceSettings,
     StepRollouts,
     check_some_rollout_is_valid,
+    policy_ages,
     spread_by_task,
 )
 from grpo_gym.rollouts.types import RolloutGroup
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A group in flight: its ticket, and the policy version that began it (None while it waits for its turn)."""
+
+    ticket: int
+    version: int | None = None
 
 
 class OverlappedSource(RolloutSource):
     """Keeps groups in flight between steps; needs a sampler outside of the trainer's process.
 
     With N prompts per step and staleness S, up to N (S + 1) groups are outstanding while a step is waited
-    for, and N S while it trains: started at version v, the last of them is due at version v + S.
+    for, and N S while it trains: started in step t, the last of them is due in step t + S.
     """
 
     def __init__(self, engine: RolloutEngine, stream: PromptStream, settings: SourceSettings) -> None:
         super().__init__(engine, stream, settings)
-        self._in_flight: dict[Future[RolloutGroup], int] = {}
+        self._in_flight: dict[Future[RolloutGroup], _Flight] = {}
         self._finished: deque[tuple[int, RolloutGroup]] = deque()
         self._again: deque[int] = deque()
 
@@ -43,11 +55,11 @@ class OverlappedSource(RolloutSource):
         wanted = self.settings.prompts_per_step
         kept: dict[int, RolloutGroup] = {}
         spare: list[RolloutGroup] = []
-        num_stale = 0
+        num_stale = self._stop_late_groups(version)
         while len(kept) < wanted:
             self._start_groups(wanted * (self.settings.max_staleness + 1) - len(kept))
             ticket, group = self._next_finished()
-            if version - oldest_version(group, version) > self.settings.max_staleness:
+            if version - oldest_version(group, version) > self.settings.max_age:
                 self._again.append(ticket)
                 num_stale += 1
             elif self._is_wanted(group, len(kept) + len(spare)):
@@ -67,11 +79,13 @@ class OverlappedSource(RolloutSource):
             num_stale=num_stale,
             spread=spread_by_task(generated),
             prompt_epochs=self.stream.epochs,
+            ages=policy_ages(groups, version, self.settings.versions_per_step),
         )
 
     def state_dict(self) -> dict[str, Any]:
         """The stream, and the prompts that were drawn but not trained on yet: none is skipped on resume."""
-        unused = sorted([*self._in_flight.values(), *(ticket for ticket, _ in self._finished), *self._again])
+        in_flight = [flight.ticket for flight in self._in_flight.values()]
+        unused = sorted([*in_flight, *(ticket for ticket, _ in self._finished), *self._again])
         return {**super().state_dict(), "unused_tickets": unused}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -86,10 +100,35 @@ class OverlappedSource(RolloutSource):
         """Start groups until this many are in flight or finished."""
         while len(self._in_flight) + len(self._finished) < outstanding:
             ticket, row = self._next_prompt()
+            flight = _Flight(ticket)
             future = self.engine.submit(
-                row, self.settings.num_generations, self.settings.params, self._seed(ticket)
+                row,
+                self.settings.num_generations,
+                self.settings.params,
+                self._seed(ticket),
+                on_start=partial(self._note_start, flight),
             )
-            self._in_flight[future] = ticket
+            self._in_flight[future] = flight
+
+    def _note_start(self, flight: _Flight) -> None:
+        flight.version = self.engine.sampler.policy_version
+
+    def _stop_late_groups(self, version: int) -> int:
+        """Stop groups that would be too old whenever they end; the server works for others instead.
+
+        Returns:
+            How many; their prompts are used again.
+        """
+        late = [
+            future
+            for future, flight in self._in_flight.items()
+            if flight.version is not None
+            and version - flight.version > self.settings.max_age
+            and future.cancel()  # False for one that has just finished
+        ]
+        tickets = sorted(self._in_flight.pop(future).ticket for future in late)
+        self._again.extend(tickets)
+        return len(tickets)
 
     def _next_prompt(self) -> tuple[int, Row]:
         if self._again:
@@ -101,8 +140,8 @@ class OverlappedSource(RolloutSource):
         """The next finished group; an exception of its rollouts is raised here."""
         if not self._finished:
             done, _ = wait(self._in_flight, return_when=FIRST_COMPLETED)
-            for future in sorted(done, key=self._in_flight.__getitem__):
-                self._finished.append((self._in_flight.pop(future), future.result()))
+            for future in sorted(done, key=lambda future: self._in_flight[future].ticket):
+                self._finished.append((self._in_flight.pop(future).ticket, future.result()))
         return self._finished.popleft()
 
 

@@ -21,11 +21,12 @@ class StepRollouts:
     Attributes:
         groups: what is trained on.
         seconds: how long the trainer waited for them.
-        num_generated: groups generated, with those that were then left out.
-        num_uninformative: generated groups whose rewards are all equal.
-        num_stale: groups dropped because the policy had moved on too far.
+        num_generated: groups generated or begun, with those that were then left out.
+        num_uninformative: groups whose rewards are all equal, among those that were not stale.
+        num_stale: groups dropped or stopped because the policy had moved on too far.
         spread: share of the generated groups of each task whose rewards differ.
         prompt_epochs: passes over the prompts so far; refills draw more prompts than the steps of an epoch count.
+        ages: how many steps old the policy of each valid rollout was when the step got it.
     """
 
     groups: list[RolloutGroup]
@@ -35,6 +36,7 @@ class StepRollouts:
     num_stale: int = 0
     spread: dict[str, float] = field(default_factory=dict)
     prompt_epochs: float = 0.0
+    ages: list[float] = field(default_factory=list)
 
     @property
     def num_completion_tokens(self) -> int:
@@ -43,14 +45,21 @@ class StepRollouts:
 
     def metrics(self) -> dict[str, float]:
         """What was left out on the way to the step."""
-        generated = max(1, self.num_generated)
+        judged = max(1, self.num_generated - self.num_stale)
         return {
-            "informative_fraction": 1.0 - self.num_uninformative / generated,
+            "informative_fraction": 1.0 - self.num_uninformative / judged,
             "rollouts/groups_generated": float(self.num_generated),
             "rollouts/groups_stale": float(self.num_stale),
             **{f"spread/{task}": share for task, share in self.spread.items()},
             "prompts/epochs": self.prompt_epochs,
+            **self._age_metrics(),
         }
+
+    def _age_metrics(self) -> dict[str, float]:
+        if not self.ages:  # from a checkpoint
+            return {}
+        mean = sum(self.ages) / len(self.ages)
+        return {"rollouts/staleness/mean": mean, "rollouts/staleness/max": max(self.ages)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +74,8 @@ class SourceSettings:
         filter_zero_variance: leave out groups whose rewards are all equal and draw fresh prompts instead.
         max_refill: at most `max_refill * prompts_per_step` fresh prompts per step; then the step is filled
             with uninformative groups, so that it always ends and always has the same size.
-        max_staleness: how many versions old a group's policy may be; 0 is strictly on-policy.
+        max_staleness: how many steps old a group's policy may be; 0 is strictly on-policy.
+        versions_per_step: by how much the policy version rises from one step to the next.
     """
 
     prompts_per_step: int
@@ -75,6 +85,12 @@ class SourceSettings:
     filter_zero_variance: bool = False
     max_refill: float = 2.0
     max_staleness: int = 0
+    versions_per_step: int = 1
+
+    @property
+    def max_age(self) -> int:
+        """`max_staleness` in policy versions."""
+        return self.max_staleness * self.versions_per_step
 
     @property
     def max_generated(self) -> int:
@@ -119,6 +135,7 @@ class RolloutSource:
             num_uninformative=sum(not group.has_spread for group in generated),
             spread=spread_by_task(generated),
             prompt_epochs=self.stream.epochs,
+            ages=policy_ages(groups, version, self.settings.versions_per_step),
         )
 
     def evaluate(self, rows: Sequence[Row], num_samples: int, params: SamplingParams) -> list[RolloutGroup]:
@@ -154,6 +171,11 @@ def spread_by_task(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     for group in groups:
         by_task.setdefault(group.task, []).append(group.has_spread)
     return {task: sum(spreads) / len(spreads) for task, spreads in sorted(by_task.items())}
+
+
+def policy_ages(groups: Sequence[RolloutGroup], version: int, versions_per_step: int) -> list[float]:
+    """How many steps old the policy of each valid rollout is at policy version `version`."""
+    return [(version - r.policy_version) / versions_per_step for g in groups for r in g.valid_rollouts]
 
 
 def check_some_rollout_is_valid(groups: Sequence[RolloutGroup]) -> None:

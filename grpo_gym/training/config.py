@@ -104,7 +104,9 @@ class GRPOConfig(TrainingArguments):
         2.0, "Fresh prompts per step for filter_zero_variance, in multiples of a step."
     )
     max_staleness: int | None = _option(
-        None, "How many versions old rollouts may be. 0: strictly on-policy. None: 1 with a server, else 0."
+        None,
+        "How many batches old rollouts may be (a batch is num_iterations optimizer steps). 0: strictly on-policy. "
+        "None: 1 with a server, else 0.",
     )
 
     rollout_dtype: str | None = _option(
@@ -123,6 +125,11 @@ class GRPOConfig(TrainingArguments):
     vllm_server_host: str = _option("127.0.0.1", "Host of the server.")
     vllm_server_port: int = _option(8000, "Port of the server.")
     vllm_server_timeout: float = _option(240.0, "Seconds to wait for the server to come up.")
+    vllm_server_takeover: bool = _option(
+        False,
+        "Take the server over from the trainer that holds it: for one that was killed on another machine, which the "
+        "server cannot see. A trainer that is alive ends at its next weight sync.",
+    )
     vllm_request_timeout: float = _option(600.0, "Seconds one completion may take.")
     vllm_gpu_memory_utilization: float = _option(0.3, "Share of the GPU a colocated server takes.")
     vllm_max_model_len: int | None = _option(None, "Context length of a colocated server.")

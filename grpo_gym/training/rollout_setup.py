@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grpo_gym.inference.adapter_endpoint import ADAPTER_NAME, served_rank
 from grpo_gym.inference.backends import Backend, ColocatedBackend, LocalBackend, ServerBackend
+from grpo_gym.inference.cleanup import closed_on_error
 from grpo_gym.inference.colocate import ColocatedServer, source_flags
+from grpo_gym.inference.sampler import Sampler
 from grpo_gym.rollouts.engine import RolloutEngine
 from grpo_gym.rollouts.manager import RolloutManager
 from grpo_gym.rollouts.overlap import OverlappedSource
@@ -26,18 +29,22 @@ if TYPE_CHECKING:
 def build_rollouts(trainer: GRPOTrainer) -> RolloutManager:
     """The rollout manager of every rank; rank 0's has the engine that runs the environment."""
     backend = _build_backend(trainer)
-    source = None
-    if backend.sampler is not None:
-        args = trainer.args
-        engine = RolloutEngine(
-            trainer.env,
-            backend.sampler,
-            trainer.preflight.renderer,
-            max_retries=args.max_rollout_retries,
-            max_concurrent=args.max_concurrent_rollouts,
-        )
-        source = _build_source(args, engine, trainer.preflight.stream)
-    return RolloutManager(backend, source)
+    with closed_on_error(backend.close):
+        source = None if backend.sampler is None else _start_engine(trainer, backend.sampler)
+        return RolloutManager(backend, source)
+
+
+def _start_engine(trainer: GRPOTrainer, sampler: Sampler) -> RolloutSource:
+    args = trainer.args
+    engine = RolloutEngine(
+        trainer.env,
+        sampler,
+        trainer.preflight.renderer,
+        max_retries=args.max_rollout_retries,
+        max_concurrent=args.max_concurrent_rollouts,
+    )
+    with closed_on_error(engine.close):
+        return _build_source(args, engine, trainer.preflight.stream)
 
 
 def _build_source(args: GRPOConfig, engine: RolloutEngine, stream: PromptStream) -> RolloutSource:
@@ -51,6 +58,8 @@ def _build_source(args: GRPOConfig, engine: RolloutEngine, stream: PromptStream)
         filter_zero_variance=args.filter_zero_variance,
         max_refill=args.max_refill,
         max_staleness=args.resolved_max_staleness,
+        # The version is the optimizer step, and a batch of rollouts lasts for several of them.
+        versions_per_step=args.num_iterations,
     )
     source_class = OverlappedSource if settings.max_staleness else RolloutSource
     return source_class(engine, stream, settings)
@@ -82,7 +91,7 @@ def _build_backend(trainer: GRPOTrainer) -> Backend:
         "canary": Canary(trainer),
     }
     if args.vllm_mode == "server":
-        return ServerBackend(urls=args.server_urls, **common)
+        return ServerBackend(urls=args.server_urls, takeover=args.vllm_server_takeover, **common)
     server = None
     if trainer.accelerator.is_main_process:
         server = ColocatedServer(
@@ -90,6 +99,7 @@ def _build_backend(trainer: GRPOTrainer) -> Backend:
             gpu_memory_utilization=args.vllm_gpu_memory_utilization,
             max_model_len=preflight.max_prompt_len + args.max_completion_length,
             extra_args=[*source_flags(args.model_init_kwargs), *_adapter_flags(adapter)],
+            log_path=Path(str(args.output_dir), "logs", "vf-vllm.log"),
         )
         server.start(timeout=args.vllm_server_timeout)
     return ColocatedBackend(server, urls=[server.base_url] if server else [""], **common)

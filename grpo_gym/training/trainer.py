@@ -30,6 +30,7 @@ from grpo_gym.evaluation.during_training import (
     write_train_results,
 )
 from grpo_gym.inference.backends import is_sharded
+from grpo_gym.inference.cleanup import closed_on_error
 from grpo_gym.reporting.callbacks import add_reporting_callbacks
 from grpo_gym.reporting.completions import print_completions, write_completions
 from grpo_gym.reporting.progress import RolloutProgressCallback
@@ -193,10 +194,9 @@ class GRPOTrainer(AtomicCheckpoints, RenamedWeights, Trainer):
             yield self.rollouts
             return
         self.rollouts = build_rollouts(self)
-        try:
+        with closed_on_error(self.rollouts.close):
             yield self.rollouts
-        finally:
-            self.rollouts.close()
+        self.rollouts.close()
 
     # ---- one optimizer step -----------------------------------------------------------------------------
 

@@ -30,6 +30,8 @@ def test_overlapped_rollouts_under_sharding(config, server, tmp_path):
     history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
     steps = [entry for entry in history if "loss" in entry]
     assert [entry["policy_version"] for entry in steps] == [0, 1, 2, 3]
+    # Rollouts went on while the step before trained: with strictly on-policy ones all ages would be 0.
+    assert [entry["rollouts/staleness/max"] for entry in steps] == [0, 1, 1, 1]
     for entry in steps:
         assert math.isfinite(entry["reward"])
         assert entry["sampling/sampling_logp_difference/mean"] < 0.05  # one small step old at most

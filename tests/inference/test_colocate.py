@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 import time
 
 import pytest
@@ -98,3 +99,38 @@ def test_a_launchers_variables_do_not_reach_the_server(make_server, monkeypatch)
         make_server(program).start(timeout=30)
     expected = {"RANK": None, "MASTER_PORT": None, colocate.PARENT_VARIABLE: str(os.getpid())}
     assert str(expected) in str(caught.value)
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def unlogged(program):
+    server = ColocatedServer("tiny")
+    server._command = [sys.executable, "-c", program, str(server.port)]
+    return server
+
+
+def test_a_server_that_was_well_leaves_no_temporary_log(temporary):
+    with unlogged(HEALTHY) as server:
+        assert server.log_path.read_text()
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_server_that_was_not_leaves_its_log(temporary):
+    with pytest.raises(RuntimeError, match="while starting"):
+        unlogged("print('no'); raise SystemExit(1)").start(timeout=30)
+    with unlogged(HEALTHY) as server:
+        server._process.kill()
+        server._process.wait()
+    assert len(list(temporary.glob("vf-vllm-log-*/server.log"))) == 2
+
+
+def test_a_log_of_its_own_is_kept_and_goes_on_when_the_server_is_started_again(make_server):
+    server = make_server(HEALTHY)
+    for _ in range(2):
+        server.start(timeout=30)
+        server.stop()
+    assert len(server.log_path.read_text().splitlines()) >= 2

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from grpo_gym.inference import backends
 from grpo_gym.inference.backends import ServerBackend
 from grpo_gym.inference.server_api import ServerError
 from grpo_gym.inference.weight_sync import WeightSyncError
@@ -33,17 +34,22 @@ def servers():
         yield [stack.enter_context(StandIn()) for _ in range(2)]
 
 
-@pytest.fixture
-def backend(servers):
+def make_backend(servers, **more):
     accelerator = SimpleNamespace(is_main_process=True, device=torch.device("cpu"))
-    made = ServerBackend(
+    return ServerBackend(
         [server.url for server in servers],
         model_name="policy",
         accelerator=accelerator,
         request_timeout=5.0,
         server_timeout=0.0,
         canary=FakeCanary(),
+        **more,
     )
+
+
+@pytest.fixture
+def backend(servers):
+    made = make_backend(servers)
     yield made
     made.close()
 
@@ -90,3 +96,29 @@ def test_without_any_server_the_update_says_so(backend, servers):
         server.server_close()
     with pytest.raises(WeightSyncError, match="no vf-vllm server is left"):
         backend.update(make_model(), 1)
+
+
+def test_servers_that_cannot_be_used_are_released_and_the_first_error_is_the_one_that_shows(servers):
+    servers[1].fail_at = "/release_weights"
+    adapter = SimpleNamespace(r=8, target_modules={"q_proj"})
+    with pytest.raises(ValueError, match="serves adapters up to rank 0") as caught:
+        make_backend(servers, adapter=adapter)
+    assert [server.calls[-1] for server in servers] == ["/release_weights"] * 2
+    assert "the worker broke" in caught.value.__notes__[0]
+
+
+def test_without_a_sampler_no_server_stays_held(servers, monkeypatch):
+    def broken(*_, **__):
+        raise OSError("no sockets left")
+
+    monkeypatch.setattr(backends, "VLLMSampler", broken)
+    with pytest.raises(OSError, match="no sockets left"):
+        make_backend(servers)
+    assert [server.calls[-1] for server in servers] == ["/release_weights"] * 2
+
+
+@pytest.mark.parametrize("takeover", [False, True])
+def test_a_server_is_taken_over_only_when_asked(servers, takeover):
+    made = make_backend(servers, takeover=takeover)
+    made.close()
+    assert [server.forced for server in servers] == [takeover] * 2

@@ -39,11 +39,13 @@ class Stub:
         self.delay = delay
         self.bodies = []
         self.headers = []
+        self.transports = []
         self.health_delay = 0.0
 
     async def handle(self, request):
         self.bodies.append(await request.json())
         self.headers.append(request.headers)
+        self.transports.append(request.transport)
         if self.delay:
             await asyncio.sleep(self.delay)
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
@@ -109,6 +111,22 @@ def test_a_sample_carries_the_version_that_began_it():
         return (await running).policy_version
 
     assert with_stubs(Stub(completion, delay=0.2), use=use) == 3
+
+
+def test_a_cancelled_sample_hangs_up_so_that_the_server_stops_it():
+    async def use(sampler):
+        running = asyncio.create_task(sampler.sample([1], PARAMS))
+        await asyncio.sleep(0.2)
+        (transport,) = slow.transports
+        assert not transport.is_closing()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        await asyncio.sleep(0.2)
+        return transport.is_closing()
+
+    slow = Stub(completion, delay=60.0)
+    assert with_stubs(slow, use=use)
 
 
 @pytest.mark.parametrize("trouble", [lambda: error(500), lambda: error(503), lambda: error(429), "hang up"])

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from grpo_gym.inference import weight_sync_phase
+from grpo_gym.inference.server_api import ServerError
 from grpo_gym.inference.versions import describe_versions
 from grpo_gym.inference.weight_sync import ServerWeightSync, WeightSyncError, check_canary
 from grpo_gym.inference.weight_sync_phase import Task, run_together
 from grpo_gym.inference.weight_transfer_buckets import BucketSpec
 from grpo_gym.inference.weight_transfer_group import GlooGroup, Rendezvous, join_store
+from grpo_gym.inference.weight_transfer_guard import FORCE_HEADER
 
 WEIGHTS = {f"layer.{i}": torch.full((40, 5), float(i)) for i in range(10)}
 BUCKET_BYTES = 2000  # two layers
@@ -30,6 +32,7 @@ class StandIn(ThreadingHTTPServer):
         self.info = {"backend": "gloo", "trainer": None, "instance": "first", **describe_versions()}
         self.calls, self.weights = [], {}
         self.fail_at, self.hang_at = None, None
+        self.forced = False
         self.group = None
         self.stopped = threading.Event()
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -68,6 +71,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         path = self.path.partition("?")[0]
+        self.server.forced |= self.headers.get(FORCE_HEADER) == "1"
         try:
             self.reply(200, self.server.answer(path, body))
         except RuntimeError as error:
@@ -181,10 +185,10 @@ def test_when_no_server_is_left_the_error_names_all_of_them(servers):
         sync.push(WEIGHTS.items(), 1)
 
 
-def broken_weights(count):
+def broken_weights(count, error=None):
     """Weights whose gathering fails after `count`."""
     yield from list(WEIGHTS.items())[:count]
-    raise OSError("gathering failed")
+    raise error or OSError("gathering failed")
 
 
 def test_gathering_that_fails_at_once_leaves_the_server_alone(servers):
@@ -201,6 +205,60 @@ def test_gathering_that_fails_half_way_says_so(servers):
     with pytest.raises(WeightSyncError, match=r"could not gather its weights: gathering failed.*restart"):
         sync.push(broken_weights(6), 1)
     assert "/resume" not in servers[0].calls
+
+
+def test_an_interrupted_update_is_never_served_either(servers):
+    """Ctrl-C goes on upwards, but a push that follows it in the same process knows what it left behind."""
+    sync = connected(servers[0])
+    with pytest.raises(KeyboardInterrupt):
+        sync.push(broken_weights(6, KeyboardInterrupt()), 1)
+    assert "/resume" not in servers[0].calls
+    with pytest.raises(
+        WeightSyncError, match=r"no vf-vllm server is left.*was interrupted.*restart that server"
+    ):
+        sync.push(WEIGHTS.items(), 2)
+    sync.close()
+
+
+def test_an_interrupted_adapter_is_never_served_either(servers, monkeypatch):
+    sync = connected(servers[0])
+    on_each = sync._on_each
+
+    def interrupted(phase, tasks):
+        if phase == "load the adapter":
+            raise KeyboardInterrupt
+        on_each(phase, tasks)
+
+    monkeypatch.setattr(sync, "_on_each", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sync.push_adapter(b"", 1)
+    assert "/resume" not in servers[0].calls
+    assert sync.instances == {}
+    sync.close()
+
+
+def test_an_interrupted_pause_is_undone(servers, monkeypatch):
+    sync = connected(servers[0])
+
+    def interrupted(phase, *_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sync, "_on_each", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            sync.push(WEIGHTS.items(), 1)
+    assert servers[0].calls[-1] == "/resume"
+    sync.push(WEIGHTS.items(), 2)
+    sync.close()
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_server_that_cannot_be_released_keeps_no_other_one_held(servers, broken):
+    sync = connected(*servers)
+    servers[broken].fail_at = "/release_weights"
+    with pytest.raises(ServerError, match="the worker broke"):
+        sync.close()
+    assert [server.calls[-1] for server in servers] == ["/release_weights"] * 2
 
 
 def test_a_server_that_hangs_is_named_with_its_phase(servers):

@@ -109,6 +109,7 @@ def test_one_trainer_at_a_time(make_guard):
         status, body = ask(guard, path, x_vf_trainer=second)
         assert status == 409
         assert first in body["error"]["message"]
+        assert "vllm_server_takeover=true" in body["error"]["message"]
     assert ask(guard, "/update_weights", x_vf_trainer=first)[0] == 200
     assert ask(guard, "/vf_info")[1]["trainer"] == first
     assert ask(guard, "/release_weights", x_vf_trainer=first)[0] == 200

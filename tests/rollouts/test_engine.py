@@ -222,3 +222,44 @@ def test_a_batching_sampler_hears_of_every_rollout(run, scripted_sampler):
     _, groups = run(env, sampler, num_rows=2)
     assert sampler.batches == [8, 7]
     assert all(r.is_valid for group in groups for r in group.rollouts)
+
+
+def test_closing_gives_the_event_loop_back(run, echo_env, scripted_sampler):
+    engine, _ = run(echo_env, scripted_sampler(lambda prompt, n: "x"))
+    engine.close()
+    assert engine._loop.is_closed()
+    engine.close()  # a second time does nothing
+    with pytest.raises(RuntimeError, match="the rollout engine is closed"):
+        engine.submit({}, 1, PARAMS, 0)
+
+
+class Busy:
+    """Takes a moment for each answer and notes how many it was busy with at most."""
+
+    def __init__(self, inner):
+        self.inner, self.running, self.most = inner, 0, 0
+
+    async def sample(self, prompt_ids, params):
+        self.running += 1
+        self.most = max(self.most, self.running)
+        await asyncio.sleep(0.05)
+        self.running -= 1
+        return await self.inner.sample(prompt_ids, params)
+
+    async def close(self):
+        pass
+
+
+@pytest.mark.parametrize("sizes", [(1, 4), (4, 1), (3, 3), (16, 16)])
+def test_rollouts_in_flight_are_counted_whatever_the_size_of_the_first_group(
+    run, echo_env, scripted_sampler, sizes
+):
+    """An evaluation with one sample each, then training groups, or the other way round."""
+    sampler = Busy(scripted_sampler(lambda prompt, n: "x"))
+    engine, _ = run(echo_env, sampler, num_rows=8, num_generations=sizes[0], max_concurrent=8)
+    expected = {1: 8, 3: 6, 4: 8, 16: 16}
+    assert sampler.most == expected[sizes[0]]
+    sampler.most = 0
+    rows = [echo_env.get_dataset()[i] for i in range(8)]
+    engine.generate(rows, sizes[1], PARAMS, list(range(8)))
+    assert sampler.most == expected[sizes[1]]

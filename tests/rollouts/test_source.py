@@ -1,4 +1,5 @@
 import asyncio
+import time
 
 import pytest
 
@@ -15,8 +16,10 @@ from tests.rollouts.test_engine import said
 def make_source(tokenizer, echo_env):
     engines = []
 
-    def make(sampler, source_class=RolloutSource, **settings):
-        engine = RolloutEngine(echo_env, sampler, ChatRenderer(tokenizer), max_retries=0)
+    def make(sampler, source_class=RolloutSource, max_concurrent=512, **settings):
+        engine = RolloutEngine(
+            echo_env, sampler, ChatRenderer(tokenizer), max_retries=0, max_concurrent=max_concurrent
+        )
         engines.append(engine)
         stream = PromptStream(EnvironmentRows(echo_env, "train"), seed=0)
         defaults = {
@@ -97,6 +100,7 @@ class SlowPrompt:
 
     def __init__(self, inner, slow):
         self.inner, self.slow, self.release = inner, slow, asyncio.Event()
+        self.num_cancelled = 0
 
     @property
     def policy_version(self):
@@ -105,7 +109,11 @@ class SlowPrompt:
     async def sample(self, prompt_ids, params):
         version = self.inner.policy_version
         if said(self.inner.tokenizer.decode(prompt_ids)) == self.slow:
-            await self.release.wait()
+            try:
+                await self.release.wait()
+            except asyncio.CancelledError:
+                self.num_cancelled += 1
+                raise
         result = await self.inner.sample(prompt_ids, params)
         return type(result)(result.completion_ids, result.logprobs, result.finish_reason, version)
 
@@ -144,6 +152,48 @@ def test_stale_groups_are_dropped_counted_and_their_prompt_used_again(
         assert all(version - r.policy_version <= 1 for g in step.groups for r in g.rollouts)
     assert stale >= 1
     assert first in trained
+
+
+def test_a_group_that_can_only_become_stale_is_stopped_and_its_prompt_used_again(
+    make_source, scripted_sampler, echo_env
+):
+    first = next(PromptStream(EnvironmentRows(echo_env, "train"), seed=0))[1]["example_id"]
+    sampler = SlowPrompt(scripted_sampler(half_right), slow=str(first))
+    source = make_source(sampler, OverlappedSource, max_staleness=1)
+    num_stale = []
+    for version in range(3):
+        assert sampler.num_cancelled == 0  # at version 1 it might still have come in time
+        sampler.inner.policy_version = version
+        num_stale.append(source.next_step(version).num_stale)
+    assert num_stale == [0, 0, 1]
+    wait_until(lambda: sampler.num_cancelled == 4)
+    source.engine.run(_set(sampler.release)).result()
+    for future in list(source._in_flight):
+        future.result()
+    sampler.inner.policy_version = 3
+    trained = [group.example_id for group in source.next_step(3).groups]
+    assert first in trained
+
+
+def wait_until(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_group_that_waits_for_its_turn_is_not_stale(make_source, scripted_sampler, echo_env):
+    """It will begin with the policy of then, whenever it was asked for."""
+    first = next(PromptStream(EnvironmentRows(echo_env, "train"), seed=0))[1]["example_id"]
+    sampler = SlowPrompt(scripted_sampler(half_right), slow=str(first))
+    source = make_source(sampler, OverlappedSource, max_staleness=1, max_concurrent=4)
+    source._start_groups(3)
+    wait_until(lambda: len([f for f in source._in_flight.values() if f.version is not None]) == 1)
+    sampler.inner.policy_version = 2
+    assert source._stop_late_groups(2) == 1
+    wait_until(lambda: sampler.num_cancelled == 4)
+    assert {flight.version for flight in source._in_flight.values()} <= {None, 2}
+    assert len(source._in_flight) == 2
 
 
 def test_overlapped_resume_loses_no_prompt(make_source, scripted_sampler):
@@ -230,3 +280,32 @@ def test_refills_count_in_the_passes_over_the_prompts(make_source, scripted_samp
     )
     step = source.next_step(0)
     assert step.metrics()["prompts/epochs"] == step.num_generated / 8
+
+
+def test_several_iterations_on_a_batch_make_nothing_stale(make_source, scripted_sampler):
+    """The version then rises by more than one from step to step; what was generated meanwhile is one step old."""
+    sampler = scripted_sampler(half_right)
+    source = make_source(sampler, OverlappedSource, max_staleness=1, versions_per_step=2)
+    ages = []
+    for version in (0, 2, 4, 6):
+        sampler.policy_version = version
+        step = source.next_step(version)
+        assert step.num_stale == 0
+        ages.append({version - r.policy_version for group in step.groups for r in group.rollouts})
+        metrics = step.metrics()
+        assert metrics["rollouts/staleness/max"] == metrics["rollouts/staleness/mean"] == min(version, 1)
+        for future in list(source._in_flight):
+            future.result()  # the trainer trains, and the next step's groups finish
+    assert ages == [{0}, {2}, {2}, {2}]
+
+
+def test_stale_groups_do_not_count_as_informative(make_source, scripted_sampler):
+    sampler = scripted_sampler(lambda prompt, n: "<answer>no</answer>")
+    source = make_source(sampler, OverlappedSource, max_staleness=1)
+    source.next_step(0)
+    for future in list(source._in_flight):
+        future.result()
+    sampler.policy_version = 5
+    step = source.next_step(5)
+    assert step.num_stale > 0
+    assert step.metrics()["informative_fraction"] == 0.0
