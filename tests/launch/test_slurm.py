@@ -132,7 +132,7 @@ def test_several_nodes(tmp_path):
     assert "vf-vllm --model tiny --tensor-parallel-size 2 --data-parallel-size 2" in text
     assert "for ((index = 2; index < 4; index++))" in text
     assert "srun --nodes=2 --ntasks=2 --relative=0" in text
-    assert "--num_processes 8 --num_machines 2" in text
+    assert "--deepspeed_multinode_launcher standard --num_processes 8 --num_machines 2" in text
     check_syntax(tmp_path / "job.sh")
 
 
