@@ -120,6 +120,7 @@ class GRPOTrainer(AtomicCheckpoints, RenamedWeights, Trainer):
 
         SIGUSR1 and SIGTERM end it after the current step, with a checkpoint and `Preempted` (a SystemExit).
         """
+        self.restore_replaced_checkpoints()
         checkpoint = choose_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
         with self.preemption.listening(), self._open_rollouts():
             if checkpoint:
