@@ -89,11 +89,10 @@ def test_local_files(tmp_path, suffix):
     assert len(env.get_eval_dataset()) == 5
 
 
-def test_columns_by_other_names_and_an_image():
-    data = Dataset.from_list([{"problem": r["question"], "result": 1, "picture": "a.png"} for r in ROWS])
-    mapping = {"question_field": "problem", "answer_field": "result", "image_field": "picture"}
-    row = make(data, field_mapping=mapping).get_dataset()[0]
-    assert (row["answer"], row["image"]) == ("1", "a.png")
+def test_columns_by_other_names():
+    data = Dataset.from_list([{"problem": r["question"], "result": 1} for r in ROWS])
+    row = make(data, field_mapping={"question_field": "problem", "answer_field": "result"}).get_dataset()[0]
+    assert row["answer"] == "1"
     assert row["prompt"][-1]["content"] == row["question"]
 
 
@@ -172,6 +171,7 @@ def test_an_unreachable_hub_is_one_line_that_names_the_offline_choice(hub, monke
     [
         ({"field_mapping": {"answer_field": "anwser"}}, "has question, answer; did you mean 'answer'"),
         ({"field_mapping": {"answers_field": "answer"}}, "did you mean 'answer_field'"),
+        ({"field_mapping": {"image_field": "picture"}}, "use the environment visual-tasks"),
         ({"eval_fraction": 1.0}, "below 1"),
         ({"num_eval_examples": 20}, "cannot hold 20 of the 20"),
         ({"num_train_examples": 99}, "allow 1 to 18"),

@@ -29,7 +29,7 @@ class UnreachableError(ValueError):
 def load_rows(
     source: str | Path | Dataset, config: str | None, split: str, fields: Fields, answer_regex: str | None
 ) -> tuple[Dataset, int]:
-    r"""A dataset with the text columns `question` and `answer`, and `image` where there is an image field.
+    r"""A dataset with the text columns `question` and `answer`.
 
     Args:
         source: a .jsonl, .json, .csv, .tsv or .parquet file, a Hugging Face id or folder, a folder written
@@ -56,8 +56,6 @@ def load_rows(
     kept = [i for i, pair in enumerate(zip(*rows.values(), strict=True)) if all(pair)]
     if not kept:
         raise ValueError(f"{label} has no row with both a question and an answer.")
-    if fields.image_field is not None:
-        rows["image"] = list(columns[fields.image_field])
     usable = {name: [values[i] for i in kept] for name, values in rows.items()}
     return Dataset.from_dict(usable), len(rows["question"]) - len(kept)
 
