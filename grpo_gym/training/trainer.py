@@ -86,7 +86,7 @@ class GRPOTrainer(AtomicCheckpoints, RenamedWeights, Trainer):
         self.preflight = Preflight(model, env, args, processing_class)
         policy = model_loading.load_model(model, args)
         freeze_parts(policy, args.freeze_vision_tower, args.freeze_multimodal_projector)
-        reference = make_reference(policy, args.beta, peft_config is not None)
+        reference = make_reference(policy, args.beta, peft_config is not None, args.model_init_kwargs)
         policy = model_loading.apply_peft(policy, peft_config, args)
         model_loading.disable_dropout(policy)
         self.policy_loss = PolicyLoss(policy, reference, args, self.preflight.renderer)
