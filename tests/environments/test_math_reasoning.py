@@ -159,6 +159,16 @@ def test_offline_the_default_is_what_the_package_makes_and_it_says_so(hub, caplo
         load_environment("gsm8k")  # what was asked for is never replaced
 
 
+def test_offline_a_split_that_is_not_there_is_no_reason_for_other_problems(monkeypatch):
+    def load_dataset(path, name=None, split=None):
+        raise ValueError(f"Unknown split \"{split}\". Should be one of ['train'].")
+
+    monkeypatch.setattr(sources_module, "load_dataset", load_dataset)
+    with pytest.raises(ValueError, match=r"split=trian.*Unknown split") as caught:
+        load_environment(split="trian")
+    assert "builtin" not in str(caught.value)
+
+
 def test_an_unreachable_hub_is_one_line_that_names_the_offline_choice(hub, monkeypatch):
     monkeypatch.setattr(environment_module.datasets_config, "HF_HUB_OFFLINE", False)
     with pytest.raises(ValueError, match='dataset="builtin"') as caught:

@@ -83,9 +83,10 @@ def _load_from_hub(source: str, config: str | None, split: str) -> Dataset:
         return load_dataset(source, name=config, split=split)
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UnreachableError(
-            f"cannot load dataset '{source}' (config={config}, split={split}): {reason}; {_OFFLINE}."
-        ) from error
+        message = f"cannot load dataset '{source}' (config={config}, split={split}): {reason}"
+        if isinstance(error, OSError):  # connections and missing files
+            raise UnreachableError(f"{message}; {_OFFLINE}.") from error
+        raise ValueError(message) from error  # it is there, but not this split or configuration
 
 
 def _read_file(path: Path, reader: Callable[[Path], Columns]) -> Columns:
