@@ -43,11 +43,13 @@ def merge_adapter(
     """
     from peft import PeftModel, get_peft_model_state_dict
 
-    base_name = json.loads((checkpoint / "adapter_config.json").read_text())["base_model_name_or_path"]
+    adapter_config = json.loads((checkpoint / "adapter_config.json").read_text())
+    base_name = adapter_config["base_model_name_or_path"]
+    revision = adapter_config.get("revision") or "main"
     try:
-        config = AutoConfig.from_pretrained(base_name)
+        config = AutoConfig.from_pretrained(base_name, revision=revision)
         auto_class = AutoModelForImageTextToText if sees_images(config) else AutoModelForCausalLM
-        base = auto_class.from_pretrained(base_name, dtype=torch.float32)
+        base = auto_class.from_pretrained(base_name, revision=revision, dtype=torch.float32)
     except OSError as error:
         raise ValueError(
             f"the base model {base_name} cannot be loaded; put its place into base_model_name_or_path "

@@ -63,7 +63,7 @@ def render_script(
         "server_summary": f"{layout.server_nodes} on {_devices(layout.server_gpus)} each",
         "trainer_summary": f"{processes} process(es) on {layout.trainer_nodes} node(s)",
         "server_command": shlex.join(server_command(experiment, args, layout)),
-        "accelerate_command": shlex.join(accelerate_command(launch, processes, resources.gpus > 0)),
+        "accelerate_command": shlex.join(accelerate_command(launch, layout, processes)),
         "overrides": [shlex.quote(word) for word in _overrides(args, layout, processes, overrides)],
     }
     return _template().render(values)
@@ -83,15 +83,18 @@ def server_command(experiment: Experiment, args: GRPOConfig, layout: Layout) -> 
     return [*command, *launch.server_args]
 
 
-def accelerate_command(launch: Any, processes: int, uses_gpus: bool) -> list[str]:
+def accelerate_command(launch: Any, layout: Layout, processes: int) -> list[str]:
     """`accelerate launch` with the experiment's accelerate configuration, when it names one."""
     command = ["accelerate", "launch"]
     if launch.accelerate_config:
         command += ["--config_file", str(Path(launch.accelerate_config).resolve())]
-    elif not uses_gpus:
+    elif not layout.trainer_gpus:
         command += ["--cpu"]
     elif processes > 1:
         command += ["--multi_gpu"]
+    if layout.trainer_nodes > 1:
+        # DeepSpeed's own launcher (pdsh) would start all nodes from each of them; here srun has done that.
+        command += ["--deepspeed_multinode_launcher", "standard"]
     return [*command, "--num_processes", str(processes)]
 
 

@@ -2,11 +2,12 @@
 
 transformers writes `checkpoint-N` file by file. Here all ranks write into `.saving/checkpoint-N`, and rank 0
 renames the folder when every rank is done: whatever kills the run, a `checkpoint-N` is complete. The model at
-the end of a run is written beside and moved over file by file.
+the end of a run is written beside and moved over file by file; weights of an earlier run do not stay with it.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -19,6 +20,13 @@ from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
 UNFINISHED_FOLDER = ".saving"
+REPLACED_FOLDER = ".replaced"
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+_MODEL_FILES = (
+    *("model.safetensors", "model-*.safetensors", "model.safetensors.index.json"),
+    *("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json", "global_step*"),
+    *("config.json", "generation_config.json"),
+)
 
 
 class AtomicCheckpoints(Trainer):
@@ -89,6 +97,12 @@ class AtomicCheckpoints(Trainer):
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
+    def restore_replaced_checkpoints(self) -> None:
+        """Give a checkpoint its name back that a killed run was about to replace; called by every rank."""
+        if self._writes_folders:
+            _restore_replaced(Path(str(self.args.output_dir)))
+        self._wait_for_all()
+
     def _fsdp_state(self) -> dict[str, torch.Tensor]:
         """The whole state on rank 0, adapters by their own names; every rank must call it."""
         if self.accelerator.is_fsdp2:
@@ -116,6 +130,7 @@ class AtomicCheckpoints(Trainer):
 
 def _move_into(source: Path, target: Path) -> None:
     """Move files over, each at once; folders (a tokenizer may have one) are replaced."""
+    _remove_other_weights(source, target)
     for path in sorted(source.iterdir()):
         if path.is_dir():
             shutil.rmtree(target / path.name, ignore_errors=True)
@@ -123,19 +138,52 @@ def _move_into(source: Path, target: Path) -> None:
     source.rmdir()
 
 
+def _remove_other_weights(source: Path, target: Path) -> None:
+    """Remove what an earlier run left in `target` and would be loaded in place of, or with, the files of `source`.
+
+    Before those are moved: a run that is killed in between leaves no model rather than the old one.
+    """
+    kept = {path.name for path in source.iterdir()}
+    stale = _ADAPTER_FILES if _is_base_of_adapter(target, source) else (*_ADAPTER_FILES, *_MODEL_FILES)
+    for path in [path for pattern in stale for path in target.glob(pattern) if path.name not in kept]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _is_base_of_adapter(folder: Path, adapter: Path) -> bool:
+    """Whether the adapter is for the model in the folder: LoRA may be trained where its base model lies."""
+    config = adapter / "adapter_config.json"
+    base = json.loads(config.read_text()).get("base_model_name_or_path") if config.is_file() else None
+    return base is not None and Path(base).resolve() == folder.resolve()
+
+
 def _publish(unfinished: Path, final: Path) -> None:
-    """Give a complete checkpoint its name; one of the same step, from an earlier run, makes room."""
+    """Give a complete checkpoint its name; one of the same step, from an earlier run, makes room.
+
+    The old one waits beside `.saving`, which the next save removes, until the new one has the name.
+    """
     for path in unfinished.rglob("*"):
         _flush(path)
+    replaced = final.parent / REPLACED_FOLDER
     if final.exists():
-        old = unfinished.parent / f"replaced-{final.name}"
-        os.replace(final, old)
-        os.replace(unfinished, final)
-        shutil.rmtree(old)
-    else:
-        os.replace(unfinished, final)
+        shutil.rmtree(replaced, ignore_errors=True)
+        replaced.mkdir()
+        os.replace(final, replaced / final.name)
+    os.replace(unfinished, final)
     _flush(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
     unfinished.parent.rmdir()
+
+
+def _restore_replaced(run_dir: Path) -> None:
+    """Undo a replacement that was cut off between its two renames."""
+    replaced = run_dir / REPLACED_FOLDER
+    for old in replaced.glob("checkpoint-*"):
+        if not (run_dir / old.name).exists():
+            os.replace(old, run_dir / old.name)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

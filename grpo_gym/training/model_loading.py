@@ -162,7 +162,8 @@ def apply_peft(model: PreTrainedModel, peft_config: Any | None, args: GRPOConfig
     if sees_images(model.config):
         peft_config = language_only(peft_config)
     set_seed(args.seed)  # adapters start at random: the same on every rank, and in every run
-    return get_peft_model(model, peft_config)
+    # The revision stays with the adapter: it belongs to that base model only.
+    return get_peft_model(model, peft_config, revision=args.model_init_kwargs.get("revision"))
 
 
 def sequence_end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

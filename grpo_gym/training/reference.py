@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 from accelerate import Accelerator
@@ -11,25 +12,55 @@ from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 
-def make_reference(model: PreTrainedModel, beta: float, uses_peft: bool) -> PreTrainedModel | None:
-    """A frozen copy of the starting policy; None when no KL is asked for or LoRA can switch its adapter off."""
+def make_reference(
+    model: PreTrainedModel, beta: float, uses_peft: bool, model_init_kwargs: Mapping[str, Any] | None = None
+) -> PreTrainedModel | None:
+    """A frozen copy of the starting policy; None when no KL is asked for or LoRA can switch its adapter off.
+
+    Args:
+        model: the policy.
+        beta: weight of the KL term.
+        uses_peft: adapters will be put on the policy.
+        model_init_kwargs: what the policy was loaded with.
+
+    Raises:
+        ValueError: under ZeRO-3, a policy that was not loaded from files.
+    """
     if beta == 0.0 or uses_peft:
         return None
-    reference = _copy(model).eval()
+    reference = _copy(model, model_init_kwargs or {}).eval()
     for parameter in reference.parameters():
         parameter.requires_grad_(False)
     return reference
 
 
-def _copy(model: PreTrainedModel) -> PreTrainedModel:
+def _copy(model: PreTrainedModel, model_init_kwargs: Mapping[str, Any]) -> PreTrainedModel:
     """A second model with the same weights; under ZeRO-3 loaded again, because its parts cannot be copied."""
     if not is_deepspeed_zero3_enabled() or not any(hasattr(p, "ds_id") for p in model.parameters()):
         return copy.deepcopy(model)
+    name = model.config._name_or_path
+    if not name:
+        raise ValueError(
+            "under ZeRO-3 beta > 0 needs a model that was loaded from files: save_pretrained it and pass the folder, "
+            "or set beta=0."
+        )
     attention = model.config._attn_implementation
-    reference: PreTrainedModel = type(model).from_pretrained(
-        model.config._name_or_path, dtype=model.dtype, attn_implementation=attention
-    )
+    how = {**model_init_kwargs, "dtype": model.dtype, "attn_implementation": attention}
+    reference: PreTrainedModel = type(model).from_pretrained(name, **how)
+    _copy_weights(model, reference)
     return reference
+
+
+def _copy_weights(source: PreTrainedModel, target: PreTrainedModel) -> None:
+    """Gathered one by one: a ready model may have other weights than the files it was loaded from."""
+    import deepspeed
+
+    pairs = zip(source.parameters(), target.parameters(), strict=True)
+    for ours, theirs in pairs:
+        with deepspeed.zero.GatheredParameters([ours, theirs], modifier_rank=0):
+            theirs.data.copy_(ours.data)
+    for ours, theirs in zip(source.buffers(), target.buffers(), strict=True):
+        theirs.data.copy_(ours.data)
 
 
 def place_reference(reference: nn.Module, accelerator: Accelerator) -> nn.Module:

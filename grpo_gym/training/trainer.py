@@ -89,7 +89,7 @@ class GRPOTrainer(AtomicCheckpoints, RenamedWeights, Trainer):
         self.preflight = Preflight(model, env, args, processing_class)
         policy = model_loading.load_model(model, args)
         freeze_parts(policy, args.freeze_vision_tower, args.freeze_multimodal_projector)
-        reference = make_reference(policy, args.beta, peft_config is not None)
+        reference = make_reference(policy, args.beta, peft_config is not None, args.model_init_kwargs)
         policy = model_loading.apply_peft(policy, peft_config, args)
         model_loading.disable_dropout(policy)
         self.policy_loss = PolicyLoss(policy, reference, args, self.preflight.renderer)
@@ -125,6 +125,7 @@ class GRPOTrainer(AtomicCheckpoints, RenamedWeights, Trainer):
 
         SIGUSR1 and SIGTERM end it after the current step, with a checkpoint and `Preempted` (a SystemExit).
         """
+        self.restore_replaced_checkpoints()
         checkpoint = choose_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
         with self.preemption.listening(), self._open_rollouts():
             if checkpoint:

@@ -1,4 +1,8 @@
-"""Images in chat messages: data URIs in, pictures out."""
+"""Images in chat messages: data URIs in, pictures out, the same ones that vLLM makes of them.
+
+The server decodes the same data URIs by itself. What it does beside that (vllm/multimodal/image.py: turn a picture
+as its EXIF orientation says, put what is transparent on white) is done here in the same way, pixel for pixel.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 Part = dict[str, Any]
 _SHOWN = 60
@@ -36,7 +40,7 @@ def template_messages(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]
 
 
 def decode_image(url: str) -> Image.Image:
-    """The picture behind a `data:image/...;base64,...` URI, in RGB.
+    """The picture behind a `data:image/...;base64,...` URI, in RGB, upright.
 
     Raises:
         ImageError: another kind of URL, or bytes that are no picture.
@@ -49,8 +53,8 @@ def decode_image(url: str) -> Image.Image:
         )
     try:
         picture = Image.open(io.BytesIO(base64.b64decode(payload, validate=True)))
-        return _rgb(picture)
-    except (binascii.Error, UnidentifiedImageError, OSError) as error:
+        return _rgb(ImageOps.exif_transpose(picture))
+    except (binascii.Error, UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ImageError(f"the image {url[:_SHOWN]!r}... cannot be read: {error}") from error
 
 
@@ -63,10 +67,13 @@ def encode_image(image: Image.Image) -> str:
 
 def _rgb(picture: Image.Image) -> Image.Image:
     """RGB on white: what is transparent would turn black."""
+    if picture.mode == "RGB":
+        return picture
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture).convert("RGB")
+        on_white = Image.new("RGB", picture.size, "white")
+        on_white.paste(picture, mask=picture.getchannel("A"))
+        return on_white
     return picture.convert("RGB")
 
 

@@ -8,7 +8,7 @@ import yaml
 from safetensors.torch import load_file
 
 from grpo_gym.models import TINY_MODEL_PATH
-from tests.end_to_end.launching import ROOT, SCRIPT, launch
+from tests.end_to_end.launching import ROOT, SCRIPT, launch, launch_as_machines
 
 ACCELERATE = "configs/accelerate"
 SCENARIOS = ["sgd", "accumulated", "adamw", "lora", "lonely"]
@@ -73,6 +73,13 @@ def test_the_command_of_the_readme_runs_as_printed(tmp_path):
     assert load_file(tmp_path / "model.safetensors")
     state = json.loads((tmp_path / "trainer_state.json").read_text())
     assert state["global_step"] == 1
+
+
+def test_deepspeed_over_machines_is_one_run(tmp_path):
+    """One launcher per machine, as the SLURM script starts them; with pdsh each would train alone."""
+    launch_as_machines("configs/zero3.yaml", 2, SCRIPT, tmp_path, "sgd")
+    _, report = read(tmp_path / "sgd")
+    assert (report["sharded"], report["ranks"]) == ("zero3", 2)
 
 
 def test_zero3_has_one_meaning():

@@ -21,7 +21,7 @@ from grpo_gym.inference.vllm_client import VLLMSampler
 from grpo_gym.rollouts.types import Rollout
 from grpo_gym.vision.loading import part_of
 from grpo_gym.vision.renderer import ImageChatRenderer
-from tests.vision.conftest import CORPUS, ask, picture
+from tests.vision.conftest import CORPUS, ask, lying_photo, picture, see_through
 from tests.vision.test_agreement import trainer_logprobs
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
@@ -90,11 +90,14 @@ def test_ids_and_logprobs_agree(vision_server, folder):
         ask("Which?", picture("red")),
         ask("How many?", picture("green", (84, 56)), picture("blue")),
         ask("None."),
+        ask("And these?", lying_photo(), see_through()),  # both sides turn and fill them in the same way
     ]
     rollouts = [rollout(vision_server.base_url, folder, c, seed) for seed, c in enumerate(conversations)]
     assert largest_difference(policy()[0], rollouts) < 1e-3
     rollouts[0].images = [picture("blue")]
     assert largest_difference(policy()[0], rollouts[:1]) > 0.01
+    rollouts[3].images = [lying_photo(orientation=1), see_through()]
+    assert largest_difference(policy()[0], rollouts[3:]) > 0.01
 
 
 def test_another_prompt_than_the_servers_is_an_error(vision_server, folder):

@@ -89,11 +89,10 @@ def test_local_files(tmp_path, suffix):
     assert len(env.get_eval_dataset()) == 5
 
 
-def test_columns_by_other_names_and_an_image():
-    data = Dataset.from_list([{"problem": r["question"], "result": 1, "picture": "a.png"} for r in ROWS])
-    mapping = {"question_field": "problem", "answer_field": "result", "image_field": "picture"}
-    row = make(data, field_mapping=mapping).get_dataset()[0]
-    assert (row["answer"], row["image"]) == ("1", "a.png")
+def test_columns_by_other_names():
+    data = Dataset.from_list([{"problem": r["question"], "result": 1} for r in ROWS])
+    row = make(data, field_mapping={"question_field": "problem", "answer_field": "result"}).get_dataset()[0]
+    assert row["answer"] == "1"
     assert row["prompt"][-1]["content"] == row["question"]
 
 
@@ -160,6 +159,16 @@ def test_offline_the_default_is_what_the_package_makes_and_it_says_so(hub, caplo
         load_environment("gsm8k")  # what was asked for is never replaced
 
 
+def test_offline_a_split_that_is_not_there_is_no_reason_for_other_problems(monkeypatch):
+    def load_dataset(path, name=None, split=None):
+        raise ValueError(f"Unknown split \"{split}\". Should be one of ['train'].")
+
+    monkeypatch.setattr(sources_module, "load_dataset", load_dataset)
+    with pytest.raises(ValueError, match=r"split=trian.*Unknown split") as caught:
+        load_environment(split="trian")
+    assert "builtin" not in str(caught.value)
+
+
 def test_an_unreachable_hub_is_one_line_that_names_the_offline_choice(hub, monkeypatch):
     monkeypatch.setattr(environment_module.datasets_config, "HF_HUB_OFFLINE", False)
     with pytest.raises(ValueError, match='dataset="builtin"') as caught:
@@ -172,6 +181,7 @@ def test_an_unreachable_hub_is_one_line_that_names_the_offline_choice(hub, monke
     [
         ({"field_mapping": {"answer_field": "anwser"}}, "has question, answer; did you mean 'answer'"),
         ({"field_mapping": {"answers_field": "answer"}}, "did you mean 'answer_field'"),
+        ({"field_mapping": {"image_field": "picture"}}, "use the environment visual-tasks"),
         ({"eval_fraction": 1.0}, "below 1"),
         ({"num_eval_examples": 20}, "cannot hold 20 of the 20"),
         ({"num_train_examples": 99}, "allow 1 to 18"),

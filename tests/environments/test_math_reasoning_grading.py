@@ -23,12 +23,18 @@ ASKED = [
     ("Calculate $(3-9i)(-2+6i)$.", "48+36i", "(3-9i)(-2+6i)", False),
     ("Calculate $(3-9i)(-2+6i)$.", "48+36i", "36i+48", True),
     ("Which is larger, 1/2 or 1/3?", r"\frac{1}{2}", "1/2", True),
+    ("What is the percentage of boys?", "50", "50%", True),
+    (r"By how many \% does it grow?", "50", r"50\ \%", True),
+    ("How much per cent is that?", "9", "9 %", True),
+    ("How many percent?", "0.5", "0.5%", False),
+    ("How many boys are there?", "50", "50%", False),
+    ("What is 3 times 3?", "9", "9%", False),
 ]
 
 
 @pytest.fixture(scope="module")
 def pool():
-    pool = GraderPool(num_workers=1, deadline=20.0)
+    pool = GraderPool(num_workers=1)  # with the deadline of a run
     yield pool
     pool.close()
 

@@ -164,6 +164,18 @@ def test_a_data_uri_is_a_picture_too():
     assert read_picture(data_uri(Image.new("RGB", (2, 2), "red"))).getpixel((0, 0)) == (255, 0, 0)
 
 
+def test_a_photo_is_upright_and_nothing_turns_black(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned to the right by a quarter
+    photo = Image.new("RGB", (32, 16), "blue")
+    photo.paste("red", (0, 0, 32, 8))
+    photo.save(tmp_path / "photo.jpg", exif=exif, quality=95)
+    upright = read_picture("photo.jpg", tmp_path)
+    assert upright.size == read_picture(Image.open(tmp_path / "photo.jpg")).size == (16, 32)
+    assert upright.getpixel((2, 16))[2] > 200
+    assert read_picture(Image.new("RGBA", (2, 2), (9, 9, 9, 0))).getpixel((0, 0)) == (255, 255, 255)
+
+
 @pytest.mark.parametrize(
     ("cell", "said"),
     [("missing.png", "missing.png"), ("own.jsonl", "cannot identify"), (None, "there is no picture")],

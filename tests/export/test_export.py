@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from grpo_gym.cli import main
-from grpo_gym.export import hub
+from grpo_gym.export import hub, merge
 from grpo_gym.export.export import export_checkpoint
 from grpo_gym.export.names import adapter_names, checkpoint_names, skeleton
 from grpo_gym.export.sources import TensorsSource
@@ -232,6 +232,28 @@ def test_a_base_model_that_moved_is_named(lora, tmp_path, capsys):
     assert main(["export", str(folder), str(tmp_path / "out"), "--merge-lora"]) == 2
     assert "base_model_name_or_path" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_base_model_is_of_the_revision_that_was_trained(lora, tmp_path, monkeypatch):
+    """Two folders stand for two revisions of a model of the Hub."""
+    folder, model = lora
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config |= {"base_model_name_or_path": "someone/model", "revision": "v2"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    changed_model().save_pretrained(tmp_path / "main")
+    places = {"v2": TINY_MODEL_PATH, "main": tmp_path / "main"}
+
+    def from_revision(auto_class):
+        real = auto_class.from_pretrained
+        return lambda name, revision="main", **more: real(
+            places[revision] if name == "someone/model" else name, **more
+        )
+
+    for auto_class in (merge.AutoConfig, merge.AutoModelForCausalLM):
+        monkeypatch.setattr(auto_class, "from_pretrained", from_revision(auto_class))
+    export_checkpoint(folder, tmp_path / "out", merge_lora=True)
+    monkeypatch.undo()
+    same_logprobs(tmp_path / "out", model, atol=1e-4)
 
 
 def test_push_uploads_the_folder(plain, tmp_path, monkeypatch, capsys):

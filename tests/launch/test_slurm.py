@@ -132,7 +132,7 @@ def test_several_nodes(tmp_path):
     assert "vf-vllm --model tiny --tensor-parallel-size 2 --data-parallel-size 2" in text
     assert "for ((index = 2; index < 4; index++))" in text
     assert "srun --nodes=2 --ntasks=2 --relative=0" in text
-    assert "--num_processes 8 --num_machines 2" in text
+    assert "--deepspeed_multinode_launcher standard --num_processes 8 --num_machines 2" in text
     check_syntax(tmp_path / "job.sh")
 
 
@@ -147,6 +147,20 @@ def test_cpus_only(tmp_path):
     assert "module load GCC" in text
     assert f"accelerate launch --config_file {tmp_path}/ranks.yaml --num_processes 2" in text
     check_syntax(tmp_path / "job.sh")
+
+
+def test_ports_are_not_those_of_outgoing_connections(tmp_path):
+    _, text = write(tmp_path, SERVER, "--gpus", "0")
+    lines = [line for line in text.splitlines() if "PORT=$((" in line]
+    assert len(lines) == 2
+    ranges = []
+    for line in lines:
+        name = line.partition("=")[0]
+        for job in (0, 5999, 6000, 12_345_678):
+            script = f'SLURM_JOB_ID={job}; {line}\necho "${name}"'
+            ranges.append((name, int(subprocess.check_output(["bash", "-c", script]))))
+    servers, trainers = ({port for n, port in ranges if n == name} for name in ("PORT", "RENDEZVOUS_PORT"))
+    assert 1024 < min(servers) < max(servers) < min(trainers) < max(trainers) < 32768
 
 
 # ---- how it ends --------------------------------------------------------------------------------------------
@@ -204,7 +218,9 @@ def play(tmp_path, monkeypatch):
     """Run the script of an experiment with a server, without SLURM; the parts are played as `PLAY` says."""
     parts = write_parts(tmp_path / "parts", scontrol='#!/bin/bash\necho "$@" >>"$PARTS/scontrol.log"\n')
     monkeypatch.setattr(slurm, "activation", lambda: f"export PATH={parts}:$PATH")
-    code, _ = write(tmp_path, SERVER, "output_dir=out", "--gpus", "0")
+    # As modules do: a variable that nobody has set.
+    setup = "launch.setup=[echo modules$NOBODY_HAS_SET_THIS-loaded]"
+    code, _ = write(tmp_path, SERVER, "output_dir=out", setup, "--gpus", "0")
     assert code == 0
 
     def run(part, send=None):
@@ -235,6 +251,7 @@ def running_in(folder):
 def test_when_the_trainer_is_done_the_server_is_stopped(play, tmp_path):
     code, output, queued = play("finish")
     assert (code, queued) == (0, "")
+    assert "modules-loaded" in output
     assert "done" in output
     assert "serving for " in (tmp_path / "out/logs/slurm-7/server.log").read_text()
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors import safe_open
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.llama import modeling_llama
 
 from grpo_gym import GRPOTrainer
@@ -141,3 +142,11 @@ def test_the_tokenizer_is_of_the_revision_of_the_weights(monkeypatch):
     model_loading.load_tokenizer("someone/model", None, kwargs)
     assert asked == {"someone/model": {"revision": "v2"}}
     assert source_flags(kwargs) == ["--revision", "v2"]
+
+
+def test_an_adapter_keeps_the_revision_of_its_base_model(tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(TINY_MODEL_PATH)
+    args = config(tmp_path, model_init_kwargs={"revision": "v2"})
+    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    model_loading.apply_peft(model, lora, args).save_pretrained(tmp_path / "adapter")
+    assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["revision"] == "v2"

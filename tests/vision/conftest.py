@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,28 @@ def picture(colour: str = "red", size: tuple[int, int] = (56, 56)) -> str:
     image = Image.new("RGB", size, "white")
     ImageDraw.Draw(image).ellipse((8, 8, 40, 40), fill=colour)
     return encode_image(image)
+
+
+def lying_photo(orientation: int = 6, size: tuple[int, int] = (56, 56)) -> str:
+    """A JPEG as cameras write it: a red upper and a blue lower half, to be turned as its EXIF says."""
+    image = Image.new("RGB", size, "blue")
+    image.paste("red", (0, 0, size[0], size[1] // 2))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return data_uri(image, "JPEG", exif=exif, quality=95)
+
+
+def see_through(mode: str = "RGBA", size: tuple[int, int] = (56, 56)) -> str:
+    """A PNG with a half transparent green circle on nothing."""
+    image = Image.new("RGBA", size, (0, 0, 0, 0))
+    ImageDraw.Draw(image).ellipse((8, 8, 40, 40), fill=(0, 200, 0, 77))
+    return data_uri(image.convert(mode), "PNG")
+
+
+def data_uri(image: Image.Image, kind: str, **how: Any) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **how)
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def ask(text: str, *urls: str) -> list[dict[str, Any]]:

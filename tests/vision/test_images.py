@@ -10,7 +10,7 @@ from PIL import Image
 
 from grpo_gym.rollouts.chat import ChatRenderer
 from grpo_gym.vision.images import ImageError, decode_image, encode_image, image_urls, template_messages
-from tests.vision.conftest import ask, picture, renderer, tiny
+from tests.vision.conftest import ask, data_uri, lying_photo, picture, renderer, see_through, tiny
 
 
 def test_a_picture_survives_the_data_uri():
@@ -23,6 +23,41 @@ def test_what_is_transparent_becomes_white():
     Image.new("RGBA", (1, 1), (9, 9, 9, 0)).save(buffer, format="PNG")
     url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     assert decode_image(url).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_a_photo_is_turned_as_its_exif_says():
+    turned = decode_image(lying_photo(orientation=6, size=(32, 16)))
+    assert turned.size == (16, 32)
+    (left, right) = (turned.getpixel((x, 16)) for x in (2, 13))
+    assert left[2] > 200 > left[0]  # blue, red: turned to the right by a quarter
+    assert right[0] > 200 > right[2]
+    upside_down = decode_image(lying_photo(orientation=3, size=(16, 16)))
+    assert upside_down.getpixel((8, 2))[2] > 200
+
+
+def colour_key():
+    """RGB with one transparent colour, which vLLM leaves as it is."""
+    return data_uri(Image.new("RGB", (8, 8), (9, 9, 9)), "PNG", transparency=(9, 9, 9))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(lying_photo(orientation, (32, 16)) for orientation in range(1, 9)),
+        *(see_through(mode) for mode in ("RGBA", "LA", "P")),
+        colour_key(),
+        data_uri(Image.new("L", (8, 8), 77), "PNG"),
+        data_uri(Image.new("CMYK", (8, 8), (10, 20, 30, 40)), "JPEG"),
+        data_uri(Image.new("I;16", (8, 8), 3000), "PNG"),
+        picture(),
+    ],
+)
+def test_vllm_decodes_to_the_same_pixels(url):
+    media = pytest.importorskip("vllm.multimodal.media.image")
+    theirs = media.ImageMediaIO().load_base64("", url.partition(",")[2]).media
+    ours = decode_image(url)
+    assert (ours.mode, ours.size) == (theirs.mode, theirs.size) == ("RGB", theirs.size)
+    assert ours.tobytes() == theirs.tobytes()
 
 
 @pytest.mark.parametrize(

@@ -76,8 +76,7 @@ def load_environment(
 ) -> vf.SingleTurnEnv:
     r"""A `vf.SingleTurnEnv` over mathematical problems; reward = accuracy + `format_weight` x format.
 
-    Rows have `question`, `answer`, `source` (where the row is from) and, with an `image_field`, `image`
-    (as the source has it).
+    Rows have `question`, `answer` and `source` (where the row is from).
 
     Args:
         dataset: a preset ("big-math", "gsm8k", "math", or "builtin": made on the spot, no network), a
@@ -88,7 +87,7 @@ def load_environment(
         split: where training rows come from; "train" unless a preset says otherwise.
         config: configuration of a Hugging Face dataset.
         eval_split: where eval rows come from; by default a part of `split` is held out.
-        field_mapping: `question_field`, `answer_field` and `image_field`, the columns to read.
+        field_mapping: `question_field` and `answer_field`, the columns to read.
         answer_regex: keep only what its first group finds in each answer, such as `####\s*(.+)`.
         tasks: for "builtin": names, or a mapping from names to Reasoning Gym settings.
         num_train_examples: rows to train on; by default all, or as many as a mix allows without repeats.

@@ -41,6 +41,7 @@ _MIN_SIGNIFICANT_DIGITS = 6
 _RELATIVE_TOLERANCE = sympy.Rational(1, 10**12)
 _DECIMAL = re.compile(r"-?\d+\.\d+")
 _CLOCK = re.compile(r"\d{1,2}\s*:\s*\d{2}")
+_PERCENT_ASKED = re.compile(r"%|per\s?cent|pct", re.IGNORECASE)
 _INTERVAL_ONLY = re.compile(r"\\infty|\\cup|\\cap|^\s*\[.*\)\s*$|^\s*\(.*\]\s*$")
 
 
@@ -50,7 +51,8 @@ def grade(gold: str, answer: str, question: str = "") -> bool:
     Args:
         gold: the reference answer: LaTeX, plain mathematics or words, `boxed` or not.
         answer: what stood between the answer tags. Anything that cannot be parsed is wrong.
-        question: what was asked; an answer that only repeats its formula is wrong.
+        question: what was asked; an answer that only repeats its formula is wrong, and "50%" is 50 only where it
+            speaks of percent.
 
     Raises:
         Exception: whatever sympy raises when the reference answer itself cannot be handled.
@@ -69,7 +71,8 @@ def grade(gold: str, answer: str, question: str = "") -> bool:
     if not is_worked_out(question, expected, given):
         return False
     try:
-        return any(_same(*pair) for pair in _comparisons(expected, given)) and _has_form(question, given)
+        pairs = _comparisons(expected, given, question)
+        return any(_same(*pair) for pair in pairs) and _has_form(question, given)
     except Exception:
         # sympy raises all sorts on nonsense. The answer is at fault if the reference alone causes no error.
         _check_comparable(expected.value)
@@ -90,7 +93,7 @@ def _has_form(question: str, given: Answer) -> bool:
     return expression is None or has_asked_form(question, expression)
 
 
-def _comparisons(expected: Answer, given: Answer) -> list[tuple[str, str]]:
+def _comparisons(expected: Answer, given: Answer, question: str) -> list[tuple[str, str]]:
     """The pairs of LaTeX of which one must be equal."""
     left, right = _paired(expected, given)
     if left is None or right is None:
@@ -99,9 +102,10 @@ def _comparisons(expected: Answer, given: Answer) -> list[tuple[str, str]]:
         return [(left, right)]
     if expected.unit == "%":  # 50%: "50" leaves the sign to the question, "1/2" is the number
         return [(left, right), (_per_cent(left), right)]
-    # 1/2: "50%" is the number. 50: "50%" writes the sign that the question asked for; but 0.5 is not 0.5%.
+    # 1/2: "50%" is the number. 50: "50%" writes the sign where the question asks for it; but 0.5 is not 0.5%.
     as_number = (left, _per_cent(right))
-    return [as_number, (left, right)] if _is_above_one(left) else [as_number]
+    is_per_cent = _is_above_one(left) and _PERCENT_ASKED.search(question)
+    return [as_number, (left, right)] if is_per_cent else [as_number]
 
 
 def _paired(expected: Answer, given: Answer) -> tuple[str | None, str | None]:

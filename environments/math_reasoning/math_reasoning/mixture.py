@@ -27,7 +27,7 @@ def build_splits(
     eval_fraction: float,
     seed: int,
 ) -> Split:
-    """Train and eval rows (None without eval): `question`, `answer`, `source`, and `image` where given.
+    """Train and eval rows (None without eval): `question`, `answer` and `source`.
 
     Args:
         specs: the members and their weights.

@@ -29,7 +29,7 @@ class UnreachableError(ValueError):
 def load_rows(
     source: str | Path | Dataset, config: str | None, split: str, fields: Fields, answer_regex: str | None
 ) -> tuple[Dataset, int]:
-    r"""A dataset with the text columns `question` and `answer`, and `image` where there is an image field.
+    r"""A dataset with the text columns `question` and `answer`.
 
     Args:
         source: a .jsonl, .json, .csv, .tsv or .parquet file, a Hugging Face id or folder, a folder written
@@ -56,8 +56,6 @@ def load_rows(
     kept = [i for i, pair in enumerate(zip(*rows.values(), strict=True)) if all(pair)]
     if not kept:
         raise ValueError(f"{label} has no row with both a question and an answer.")
-    if fields.image_field is not None:
-        rows["image"] = list(columns[fields.image_field])
     usable = {name: [values[i] for i in kept] for name, values in rows.items()}
     return Dataset.from_dict(usable), len(rows["question"]) - len(kept)
 
@@ -85,9 +83,10 @@ def _load_from_hub(source: str, config: str | None, split: str) -> Dataset:
         return load_dataset(source, name=config, split=split)
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UnreachableError(
-            f"cannot load dataset '{source}' (config={config}, split={split}): {reason}; {_OFFLINE}."
-        ) from error
+        message = f"cannot load dataset '{source}' (config={config}, split={split}): {reason}"
+        if isinstance(error, OSError):  # connections and missing files
+            raise UnreachableError(f"{message}; {_OFFLINE}.") from error
+        raise ValueError(message) from error  # it is there, but not this split or configuration
 
 
 def _read_file(path: Path, reader: Callable[[Path], Columns]) -> Columns:

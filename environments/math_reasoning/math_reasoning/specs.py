@@ -21,14 +21,11 @@ class Fields:
 
     question_field: str = "question"
     answer_field: str = "answer"
-    image_field: str | None = None
 
     def given(self) -> Iterator[tuple[str, str]]:
         """The columns that must be there, with the name of the setting that says so."""
-        for name in ("question_field", "answer_field", "image_field"):
-            column = getattr(self, name)
-            if column is not None:
-                yield name, column
+        for name in ("question_field", "answer_field"):
+            yield name, getattr(self, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +119,12 @@ def _preset(dataset: Any) -> SourceSpec:
 
 
 def _fields(base: Fields, mapping: Mapping[str, Any]) -> Fields:
+    mapping = {name: column for name, column in mapping.items() if column is not None}
+    if "image_field" in mapping:
+        raise ValueError(
+            "image_field: these problems are asked in text only; for questions about pictures use the environment "
+            "visual-tasks, which has dataset, image_field, question_field and answer_field."
+        )
     _check_keys("field_mapping", mapping, [f.name for f in dataclasses.fields(Fields)])
     return dataclasses.replace(base, **mapping)
 

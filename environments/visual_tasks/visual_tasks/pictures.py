@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 def image_message(text: str, pictures: Sequence[Image.Image | str], role: str = "user") -> dict[str, Any]:
@@ -32,7 +32,7 @@ def data_uri(picture: Image.Image) -> str:
 
 
 def read_picture(value: Any, folder: str | Path = ".") -> Image.Image:
-    """A picture of a dataset.
+    """A picture of a dataset, in RGB on white, upright as its EXIF orientation says.
 
     Args:
         value: a picture, its bytes, a data URI, a path, or the `{"bytes": ..., "path": ...}` of Hugging Face.
@@ -42,16 +42,27 @@ def read_picture(value: Any, folder: str | Path = ".") -> Image.Image:
         ValueError: there is no picture, or it cannot be read.
     """
     if isinstance(value, Image.Image):
-        return value.convert("RGB")
+        return _upright(value)
     if isinstance(value, dict):
         value = value["bytes"] if value.get("bytes") is not None else value.get("path")
     if value is None or value == "":
         raise ValueError("there is no picture")
     try:
-        return Image.open(_source(value, Path(folder))).convert("RGB")
-    except (OSError, UnidentifiedImageError, ValueError) as error:
+        return _upright(Image.open(_source(value, Path(folder))))
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
         shown = f"{value[:60]!r}" if isinstance(value, str | bytes) else f"a {type(value).__name__}"
         raise ValueError(f"{shown} is no picture that can be read: {error}") from error
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """As a viewer shows it: turned as the camera noted, with white (not black) behind what is transparent."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        on_white = Image.new("RGB", picture.size, "white")
+        on_white.paste(picture, mask=picture.getchannel("A"))
+        return on_white
+    return picture.convert("RGB")
 
 
 def _source(value: Any, folder: Path) -> Any:
