@@ -12,6 +12,7 @@ whose attention cannot branch.
 from __future__ import annotations
 
 import dataclasses
+import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -219,12 +220,12 @@ def split_for_ranks(
 
 
 def _balance(costs: Sequence[int], num_ranks: int) -> list[list[int]]:
-    loads = [0] * num_ranks
+    loads = [(0, rank) for rank in range(num_ranks)]  # a heap: the least loaded, lowest rank first
     shares: list[list[int]] = [[] for _ in range(num_ranks)]
     for index in _longest_first(costs):
-        rank = loads.index(min(loads))
-        loads[rank] += costs[index]
+        load, rank = loads[0]
         shares[rank].append(index)
+        heapq.heapreplace(loads, (load + costs[index], rank))
     return shares
 
 

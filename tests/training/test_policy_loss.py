@@ -66,7 +66,8 @@ def test_a_padded_forward_stays_within_the_budget(tmp_path):
     batch = make_step([90, 3, 4, 5], *([5, 4, 6, 3] for _ in range(5)))
     shapes = []
     model.base_model.register_forward_pre_hook(
-        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+        lambda module, args, kwargs: shapes.append(tuple((*args, kwargs.get("input_ids"))[0].shape)),
+        with_kwargs=True,
     )
     packs = loss.micro_batches(batch, 0, 1)
     for pack in packs:
