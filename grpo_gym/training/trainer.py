@@ -87,6 +87,7 @@ class GRPOTrainer(AtomicCheckpoints, RenamedWeights, Trainer):
         args = _one_batch_per_step(args or GRPOConfig())
         self.env = env
         self.preflight = Preflight(model, env, args, processing_class)
+        watch_other_machines()  # before weights are loaded: that is where ranks run out of memory
         policy = model_loading.load_model(model, args)
         freeze_parts(policy, args.freeze_vision_tower, args.freeze_multimodal_projector)
         reference = make_reference(policy, args.beta, peft_config is not None, args.model_init_kwargs)
@@ -108,7 +109,6 @@ class GRPOTrainer(AtomicCheckpoints, RenamedWeights, Trainer):
         check_sharding(args, self.is_deepspeed_enabled, self.is_fsdp_enabled)
         if is_sharded(self.accelerator):
             check_head_can_be_sharded(policy)
-        watch_other_machines()
         check_adapters_can_be_saved(self)
         self.model_accepts_loss_kwargs = False
         self._replace_progress_callbacks()
