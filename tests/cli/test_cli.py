@@ -100,7 +100,7 @@ def test_dry_run_plans_for_more_processes_than_run_here(capsys):
         (["train", "--config-path", "configs"], "needs --config-name"),
         (["train", EXPERIMENT, "data={tasks: {a: 2"], "command line: data: not valid YAML: expected"),
         (["train", EXPERIMENT, "run_name=@x"], "not valid YAML: found character '@'"),
-        (["train", EXPERIMENT, "run_name=%x"], "not valid YAML: found character '%'"),
+        (["train", EXPERIMENT, "run_name=%x"], "not valid YAML: expected"),
         (["eval", "--config", EVALUATION, "model=[a"], "not valid YAML: expected"),
         (["plan", EXPERIMENT, "run_name=*a"], "not valid YAML: found undefined alias"),
         (["slurm", EXPERIMENT, "account", "run_name=2026-99-99"], "not valid YAML: month must be"),
