@@ -59,8 +59,8 @@ def _copy_weights(source: PreTrainedModel, target: PreTrainedModel) -> None:
     for ours, theirs in pairs:
         with deepspeed.zero.GatheredParameters([ours, theirs], modifier_rank=0):
             theirs.data.copy_(ours.data)
-    for ours, theirs in zip(source.buffers(), target.buffers(), strict=True):
-        theirs.data.copy_(ours.data)
+    for buffer, other in zip(source.buffers(), target.buffers(), strict=True):
+        other.data.copy_(buffer.data)
 
 
 def place_reference(reference: nn.Module, accelerator: Accelerator) -> nn.Module:
