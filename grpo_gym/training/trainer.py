@@ -146,6 +146,13 @@ class GRPOTrainer(AtomicCheckpoints, RenamedWeights, Trainer):
         steps: Any = range(self.preflight.steps_per_epoch)
         return DataLoader(steps, batch_size=1, collate_fn=_step_number)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing, when the run went on from its last step: transformers would take one step more."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:

@@ -124,6 +124,16 @@ def test_resumed_run_equals_the_uninterrupted_one_to_the_bit(tmp_path, num_itera
     assert [e["reward"] for e in logs(resumed)][-1] == [e["reward"] for e in logs(whole)][-1]
 
 
+def test_a_run_that_is_done_stays_as_it_is(tmp_path):
+    """A job that is queued again after its last step runs the same command."""
+    settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    done = train(tmp_path, **settings)
+    again = train(tmp_path, resume="auto", **settings)
+    assert again.state.global_step == 2
+    expected, actual = weights(done), weights(again)
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+
+
 def test_the_packing_budget_does_not_change_the_step(tmp_path):
     large = train(tmp_path / "a", max_steps=1)
     small = train(tmp_path / "b", max_steps=1, max_tokens_per_micro_batch=400)
