@@ -93,7 +93,9 @@ def completion_hidden_states(model: PreTrainedModel, batch: PackedBatch) -> Tens
         position_ids=batch.position_ids,
         packed_layout=batch.layout,
     )
-    return hidden[0][batch.predict_index]
+    # The first tokens of a group's completions have the same position. Gradients meet there, and only `embedding` adds
+    # them in the same order every time: indexing does not on a CPU, `index_select` not on a GPU.
+    return nn.functional.embedding(batch.predict_index, hidden[0])
 
 
 def pad_sequences(batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:

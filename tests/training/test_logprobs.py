@@ -283,6 +283,19 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
+def test_gradients_that_meet_in_a_prompt_are_added_in_the_same_order_every_time():
+    """Bitwise resume depends on it. The first tokens of all completions are predicted at one position."""
+    model = make_model().float()
+    batch = pack_groups([PackInput([5, 6, 7], [(i, [3 + i % 7]) for i in range(4096)])], 10_000)[0]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        runs = [gradients(model, completion_logprobs(model, batch)[0]) for _ in range(8)]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(runs[0][name], run[name]) for run in runs for name in run)
+
+
 @pytest.mark.parametrize("lora_head", [False, True])
 def test_logits_of_all_tokens_never_exist(lora_head):
     vocabulary = 3000
