@@ -99,4 +99,4 @@ fi
 echo
 echo "Ready. Next:"
 echo "  .venv/bin/python train_ultra_minimal.py    # train a model on a reasoning task"
-echo "  .venv/bin/pytest                           # run the tests"
+echo "  .venv/bin/pytest -n 2                      # run the tests"

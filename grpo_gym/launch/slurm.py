@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from grpo_gym import __version__
 from grpo_gym.config.schema import Experiment
+from grpo_gym.inference.colocate import source_flags
 from grpo_gym.launch.layout import Layout, Resources, count_processes
 from grpo_gym.training.config import GRPOConfig
 
@@ -73,6 +74,7 @@ def server_command(experiment: Experiment, args: GRPOConfig, layout: Layout) -> 
     """`vf-vllm` without its address: one server per node, a replica on every (group of) GPU(s)."""
     launch = experiment.launch
     command = ["vf-vllm", "--model", str(experiment.model.model_name_or_path)]
+    command += source_flags(args.model_init_kwargs)
     if args.vllm_max_model_len:
         command += ["--max-model-len", str(args.vllm_max_model_len)]
     if launch.server_tensor_parallel_size > 1:

@@ -125,6 +125,14 @@ def test_one_node(tmp_path):
     check_syntax(tmp_path / "job.sh")
 
 
+def test_the_server_loads_the_revision_and_the_code_that_the_trainer_loads(tmp_path):
+    code, text = write(
+        tmp_path, SERVER, "model.model_revision=v2", "model.trust_remote_code=true", "--gpus", "4"
+    )
+    assert code == 0
+    assert "vf-vllm --model tiny --trust-remote-code --revision v2" in text
+
+
 def test_several_nodes(tmp_path):
     tensor_parallel = "launch.server_tensor_parallel_size=2"
     code, text = write(tmp_path, SERVER, tensor_parallel, "--nodes", "4", "--server-gpus", "8", "--gpus", "4")
